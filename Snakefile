@@ -1,0 +1,45 @@
+"""The experiment as a graph of jobs. Logic is in the package; a rule only names files and a command.
+
+snakemake --cores all                              the active experiment of params.yaml
+snakemake --cores all --config experiment=NAME     another one
+snakemake --cores all --profile slurm              on a Slurm cluster
+"""
+
+import os
+import sys
+
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import min_version
+
+min_version("9.18")
+
+# Jobs call `fsd`: the one that belongs to this Snakemake, and this checkout's code.
+os.environ["PATH"] = os.pathsep.join(
+    [os.path.dirname(sys.executable), os.environ["PATH"]]
+)
+sys.path.insert(0, workflow.basedir)
+
+from fsd import params as fsd_params
+from fsd import runs
+
+# Not Snakemake's `configfile`: `fsd` reads params.yaml itself, so a number overridden here alone
+# would be planned but not trained.
+try:
+    PARAMS = fsd_params.load("params.yaml")
+    EXPERIMENT = runs.experiment(PARAMS, config.get("experiment"))
+except ValueError as error:
+    raise WorkflowError(str(error))
+runs.write_plans(PARAMS, EXPERIMENT)
+
+
+include: "workflow/rules/common.smk"
+
+
+rule all:
+    input:
+        runs.table_path(EXPERIMENT.name, "md"),
+        runs.table_path(EXPERIMENT.name, "csv"),
+        runs.page_path(EXPERIMENT.name),
+
+
+include: "workflow/rules/stages.smk"

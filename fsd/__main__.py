@@ -1,0 +1,5 @@
+"""`python -m fsd`: the same as `fsd`."""
+
+from fsd.cli import main
+
+main()

@@ -1,0 +1,162 @@
+"""Where a data set comes from: a folder, a tar (plain or compressed) or a zip, read in place."""
+
+import hashlib
+import lzma
+import os
+import stat
+import tarfile
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+# What the standard library raises for a file that is cut off or garbled.
+_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
+
+
+class Source:
+    """The files below a folder or inside an archive, by their names relative to its root.
+
+    Names use '/' and are Unicode-composed (NFC), so that a list written on one system finds files
+    packed on another. Links inside an archive are refused; inside a folder they are followed.
+    It can be sent to other processes: each opens the file again. Not to be shared by threads.
+    Raises ValueError where the path is missing, unreadable or unsafe.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.used: set[str] = set()  # names read so far in this process
+        self._handle: IO[bytes] | zipfile.ZipFile | None = None
+        if not self.path.exists():
+            raise ValueError(
+                f"{self.path} does not exist: put the data set there, as a folder or as a tar or "
+                "zip file, or correct `source` in params.yaml"
+            )
+        # name -> where it lies: a path, a zip's member name, or (offset, size) in the tar's stream
+        self._table: dict[str, str | tuple[int, int]]
+        try:
+            if self.path.is_dir():
+                self.kind, self._table = "folder", _list_folder(self.path)
+            elif tarfile.is_tarfile(self.path):
+                self.kind, self._table = "tar", _list_tar(self.path)
+            elif zipfile.is_zipfile(self.path):
+                self.kind, self._table = "zip", _list_zip(self.path)
+            else:
+                raise ValueError(f"{self.path} is neither a folder nor a tar nor a zip file")
+        except OSError as error:
+            raise ValueError(f"{self.path} cannot be read: {error.strerror or error}") from error
+        except _BROKEN as error:
+            raise ValueError(f"{self.path} is damaged ({error}): fetch it again") from error
+        self._order = {name: i for i, name in enumerate(self._table)}
+
+    @property
+    def names(self) -> Collection[str]:
+        """All files, in stored order."""
+        return self._table.keys()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._table
+
+    def position(self, name: str) -> int:
+        """Where `name` comes in the archive: reading in this order never seeks backwards."""
+        return self._order[name]
+
+    def read(self, name: str) -> bytes:
+        """The content of one file. Raises ValueError, naming it, where it is missing or damaged."""
+        if name not in self._table:
+            raise ValueError(f"{self.path} holds no {name}")
+        self.used.add(name)
+        place = self._table[name]
+        try:
+            if self.kind == "folder":
+                return Path(place).read_bytes()
+            if self.kind == "zip":
+                self._handle = self._handle or zipfile.ZipFile(self.path)
+                return self._handle.read(place)
+            offset, size = place
+            if self._handle is None:  # the stream that tarfile sees, whatever the compression
+                self._handle = tarfile.open(self.path).fileobj  # noqa: SIM115, read from again
+            self._handle.seek(offset)
+            data = self._handle.read(size)
+        except (OSError, *_BROKEN) as error:
+            raise ValueError(f"{name} cannot be read from {self.path}: {error}") from error
+        if len(data) != size:
+            raise ValueError(f"{name} cannot be read from {self.path}: the archive is cut off")
+        return data
+
+    def read_many(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """(name, content) of each, in stored order: a compressed tar is then unpacked only once."""
+        for name in sorted(names, key=lambda n: self._order.get(n, -1)):
+            yield name, self.read(name)
+
+    def fingerprint(self, names: Iterable[str] = ()) -> str:
+        """sha256 of the archive; of a folder, of the names, sizes and hashes of what was `used`
+        here and of the further `names`, so that unrelated files beside them change nothing."""
+        if self.kind != "folder":
+            with self.path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        total = hashlib.sha256()
+        for name in sorted({*self.used, *names}):
+            data = self.read(name)
+            total.update(f"{name}\0{len(data)}\0{hashlib.sha256(data).hexdigest()}\n".encode())
+        return total.hexdigest()
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_handle": None, "used": set()}
+
+
+def composed(name: str) -> str:
+    """A file name in the Unicode form (NFC) that a Source uses."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _safe(name: str, archive: Path) -> str:
+    """The member's name as a relative path. Raises ValueError where it would leave the root."""
+    parts = name.replace("\\", "/").split("/")
+    if parts[0] == "" or ".." in parts or (len(parts[0]) == 2 and parts[0][1] == ":"):
+        raise ValueError(f"{archive} is refused: its member {name!r} points outside the archive")
+    return composed(str(PurePosixPath(name)))
+
+
+def _list_tar(path: Path) -> dict[str, str | tuple[int, int]]:
+    table: dict[str, str | tuple[int, int]] = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            name = _safe(member.name, path)
+            if member.isdir():
+                continue
+            if not member.isreg() or member.issparse():
+                raise ValueError(f"{path} is refused: its member {name!r} is a link or a device")
+            table[name] = (member.offset_data, member.size)
+    return table
+
+
+def _list_zip(path: Path) -> dict[str, str | tuple[int, int]]:
+    table: dict[str, str | tuple[int, int]] = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            name = _safe(member.filename, path)
+            if member.is_dir():
+                continue
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise ValueError(f"{path} is refused: its member {name!r} is a link or a device")
+            table[name] = member.filename
+    return table
+
+
+def _list_folder(path: Path) -> dict[str, str | tuple[int, int]]:
+    table: dict[str, str | tuple[int, int]] = {}
+    seen: set[str] = set()  # a linked folder may contain itself
+    for folder, subfolders, files in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders.sort()
+        for file in sorted(files):
+            full = Path(folder, file)
+            table[composed(full.relative_to(path).as_posix())] = str(full)
+    return table

@@ -1,0 +1,184 @@
+"""Kullback-Leibler divergence between spatial softmaxes, channel by channel, for large maps.
+
+Written out plainly the formula makes some fifty passes over maps of a hundred megabytes, and on a CPU
+each of them waits for memory. Here the channels are taken a few at a time, all passes over one group
+happen while it is in the cache, and the gradient is formed in the same visit. The plain formula is
+in tests/plain_losses.py, which the tests hold this against.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CPU_ELEMENTS = 1 << 20  # of one group of channels: six buffers of that size fit into a large cache
+GPU_ELEMENTS = 1 << 26
+
+Over = Literal["batch", "image", "none"]
+
+
+class Settings(NamedTuple):
+    """What happens to a map [B, C, H, W] before its softmax over the positions."""
+
+    over: Over = "batch"  # standardise each channel over batch and positions, over positions, not
+    tau: float = 1.0  # the softmax is of x / tau
+    eps: float = 0.0  # added to the probabilities inside the logarithms
+    batch_norm: bool = False  # n divisor and eps 1e-5 under the root, not n - 1 and 1e-6 beside it
+
+
+def divergence(
+    student: Tensor,
+    teacher: Tensor,
+    settings: Settings,
+    channel: Tensor | None = None,
+    positions: tuple[Tensor, ...] | None = None,
+) -> tuple[Tensor, ...]:
+    """Sums over all images, channels and positions of p_t (log(p_t + eps) - log(p_s + eps)).
+
+    student, teacher [B, C, H, W]; both are first multiplied by `channel` [B, C] and by `positions`
+    [B, H, W] each. One sum per member of `positions`, no two of which may be non-zero in the same
+    cell. The gradient goes to the student alone.
+    """
+    channel = None if channel is None else channel.detach()
+    weights = (None,) if positions is None else tuple(p.detach() for p in positions)
+    return _Divergence.apply(student, teacher.detach(), settings, channel, *weights)
+
+
+def groups(like: Tensor) -> Iterator[slice]:
+    """Slices of the channels of a map [B, C, ...] whose elements are worth visiting together."""
+    channels = like.shape[1]
+    limit = CPU_ELEMENTS if like.device.type == "cpu" else GPU_ELEMENTS
+    step = min(max(1, limit * channels // max(like.numel(), 1)), channels)
+    for first in range(0, channels, step):
+        yield slice(first, min(first + step, channels))
+
+
+class _Divergence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        teacher: Tensor,
+        settings: Settings,
+        channel: Tensor | None,
+        *positions: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        shape = student.shape
+        student, teacher = student.contiguous().flatten(2), teacher.contiguous().flatten(2)
+        weights = [None if p is None else p.flatten(1).unsqueeze(1) for p in positions]
+        gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else None
+        sums = [0.0] * len(weights)
+        scratch = None
+        for group in groups(student):
+            s, t = student[:, group], teacher[:, group]
+            if scratch is None or scratch[0].shape != s.shape:
+                scratch = [torch.empty_like(s, memory_format=torch.contiguous_format) for _ in "abcd"]
+            rows = None if channel is None else channel[:, group].unsqueeze(-1)
+            for i, weight in enumerate(weights):
+                t_logits = _scaled(t, weight, rows, settings, scratch[0]).logits
+                scaled = _scaled(s, weight, rows, settings, scratch[1])
+                value, slope = _one_group(scaled, t_logits, settings, scratch, gradient is not None)
+                sums[i] = sums[i] + value
+                if slope is None:
+                    continue
+                if weight is None:
+                    gradient[:, group] = slope
+                elif i == 0:
+                    torch.mul(slope, weight, out=gradient[:, group])
+                else:
+                    gradient[:, group].addcmul_(slope, weight)
+        ctx.shape = shape
+        ctx.save_for_backward(gradient, *positions)
+        return tuple(s.to(student.dtype) for s in sums)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, *positions = ctx.saved_tensors
+        if positions[0] is None:
+            factor = upstream[0]
+        else:
+            factor = sum(u * (p != 0) for u, p in zip(upstream, positions, strict=True))
+            factor = factor.flatten(1).unsqueeze(1)
+        return (gradient * factor).view(ctx.shape), None, None, None, *[None for _ in positions]
+
+
+class _Scaled(NamedTuple):
+    logits: Tensor  # [B, K, P]; each row may be off by a constant, which a softmax does not see
+    gain: Tensor | float  # [B, K, 1]: derivative of a logit by the weighted map's value
+    centre: Tensor | None  # [B, K, 1]: what a row's logits lack of being centred as standardised
+    pull: Tensor | None  # [.., K, 1]: how the standard deviation's own derivative enters
+
+
+def _scaled(
+    x: Tensor, weight: Tensor | None, rows: Tensor | None, settings: Settings, out: Tensor
+) -> _Scaled:
+    """Weight, standardise and divide by tau a group of channels x [B, K, P]; uses `out`'s memory."""
+    over, tau = settings.over, settings.tau
+    if over == "none":
+        gain = 1 / tau if rows is None else rows / tau
+        logits = torch.mul(x, gain, out=out)
+        if weight is not None:
+            logits.mul_(weight)
+        return _Scaled(logits, gain, None, None)
+    mean = (x if weight is None else torch.mul(x, weight, out=out)).mean(-1, keepdim=True)
+    # centred row by row and then merged: no cancellation where a channel is nearly constant
+    logits = torch.sub(x, mean, out=out) if weight is None else out.sub_(mean)
+    squares = torch.linalg.vector_norm(logits, dim=-1, keepdim=True).square()
+    if rows is not None:
+        mean, squares = mean * rows, squares * rows.square()
+    count = x.shape[-1]
+    centre = None
+    if over == "batch":
+        centre = mean - mean.mean(0, keepdim=True)
+        squares = (squares + count * centre.square()).sum(0, keepdim=True)
+        count = count * x.shape[0]
+    if settings.batch_norm:
+        inverse = (squares / count + 1e-5).rsqrt() / tau
+        pull = torch.full_like(inverse, tau * tau / count)
+    else:
+        std = (squares / max(count - 1, 1)).sqrt()
+        inverse = 1 / ((std + 1e-6) * tau)
+        # where a channel is constant the deviation has no derivative: taken as zero
+        pull = torch.where(std > 0, tau * tau * (std + 1e-6) / (std * max(count - 1, 1)), 0)
+    gain = inverse if rows is None else rows * inverse
+    return _Scaled(logits.mul_(gain), gain, None if centre is None else centre * inverse, pull)
+
+
+def _one_group(
+    student: _Scaled, teacher: Tensor, settings: Settings, scratch: list[Tensor], slope: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The divergence of one group as float64, and its derivative by the weighted student's map."""
+    logits = student.logits
+    p_t = torch.softmax(teacher, -1, out=scratch[2])
+    p_s = torch.softmax(logits, -1, out=scratch[3])
+    if settings.eps > 0:
+        value, g = _with_eps(p_s, p_t, settings.eps, teacher, slope)
+    else:
+        # log p = logits - logsumexp, and logsumexp follows from the largest probability
+        top = (logits.amax(-1) - p_s.amax(-1).log()) - (teacher.amax(-1) - p_t.amax(-1).log())
+        value = teacher.sub_(logits).mul_(p_t).sum(-1).double().sum() + top.double().sum()
+        g = p_s.sub_(p_t) if slope else None
+    if g is None:
+        return value, None
+    if student.pull is not None:
+        along = torch.mul(g, logits, out=p_t).sum(-1, keepdim=True)  # rows of g sum to 0
+        if student.centre is not None:
+            along = along.sum(0, keepdim=True)
+            logits.add_(student.centre)
+        g.addcmul_(logits, -along * student.pull)
+    return value, g.mul_(student.gain)
+
+
+def _with_eps(
+    p_s: Tensor, p_t: Tensor, eps: float, free: Tensor, slope: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The same where eps is added inside the logarithms; overwrites all it gets."""
+    low = p_s + eps
+    value = torch.add(p_t, eps, out=free).div_(low).log_().mul_(p_t).sum(-1).double().sum()
+    if not slope:
+        return value, None
+    quotient = torch.div(p_t, low, out=low).mul_(p_s)
+    return value, p_s.mul_(quotient.sum(-1, keepdim=True)).sub_(quotient)

@@ -1,0 +1,34 @@
+"""Detectors from their description, and from a weights file of this project."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fsd.models.inputs import Normalise
+from fsd.models.weights import load_weights, read_description
+from fsd.models.yolox import SIZES, YOLOX
+
+
+def build_network(network: Mapping[str, Any], classes: int) -> YOLOX:
+    """The detector of a params.yaml network entry: a named size, or free depth and width."""
+    size = network["size"] and SIZES[network["size"]]
+    depth, width, depthwise = size or (network["depth"], network["width"], network["depthwise"])
+    return YOLOX(classes, depth=depth, width=width, depthwise=depthwise)
+
+
+def build_normalise(recipe: Mapping[str, Any]) -> Normalise:
+    """The input layer of a params.yaml recipe."""
+    return Normalise(recipe["channels"], recipe["mean"], recipe["std"])
+
+
+def load_detector(path: Path) -> tuple[nn.Sequential, dict[str, Any]]:
+    """A detector from raw BGR pixels to Outputs, and what its weights file says of itself.
+
+    The description holds run, data (classes, input_px), network and recipe, as in params.yaml.
+    """
+    meta = read_description(path)
+    network = build_network(meta["network"], len(meta["data"]["classes"]))
+    load_weights(network, path)
+    return nn.Sequential(build_normalise(meta["recipe"]), network).eval(), meta

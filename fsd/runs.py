@@ -1,0 +1,191 @@
+"""Runs: the experiment matrix expanded, each run resolved to all it depends on, and every path.
+
+A plan is the JSON of one stage's whole configuration. It is written only when its content changes,
+so a tool that looks at files reruns exactly what changed, and it is hashed into the key of the
+run's store, so a state never meets other parameters. Knows no torch: the Snakefile imports it.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fsd.params import TEACHER, Experiment, Network, Params, ParamsError, nearest
+
+SCHEMA_VERSION = 1  # raised when code changes what a run means: every run is then trained anew
+TEACHER_SEED = 0
+
+
+class Run(NamedTuple):
+    """One training: a data set, a method (or `teacher`), a seed."""
+
+    dataset: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset}/{self.method}/{self.seed}"
+
+    @property
+    def is_teacher(self) -> bool:
+        return self.method == TEACHER
+
+    @property
+    def folder(self) -> Path:
+        """Declared outputs: weights.pt, provenance.json, log.jsonl, detections.json, metrics.json."""
+        return Path("results/runs") / self.dataset / self.method / str(self.seed)
+
+    @property
+    def plan(self) -> Path:
+        return Path("results/plan") / self.dataset / self.method / f"{self.seed}.json"
+
+
+def teacher_run(dataset: str) -> Run:
+    return Run(dataset, TEACHER, TEACHER_SEED)
+
+
+def manifest_path(dataset: str) -> Path:
+    return Path("data") / dataset / "manifest.json"
+
+
+def data_plan(dataset: str) -> Path:
+    return Path("results/plan") / dataset / "data.json"
+
+
+def evaluate_plan(dataset: str) -> Path:
+    return Path("results/plan") / dataset / "evaluate.json"
+
+
+def report_plan(experiment: str) -> Path:
+    return Path("results/plan/report") / f"{experiment}.json"
+
+
+def table_path(experiment: str, ending: str) -> Path:
+    return Path("results/tables") / f"{experiment}.{ending}"
+
+
+def page_path(experiment: str) -> Path:
+    return Path("results/report") / f"{experiment}.html"
+
+
+def experiment(params: Params, name: str | None = None) -> Experiment:
+    """The named experiment, or the active one. ParamsError for an unknown name."""
+    if name is None:
+        return params.active
+    if name not in params.experiments:
+        raise ParamsError(f"there is no experiment '{name}': {nearest(name, params.experiments)}")
+    return params.experiments[name]
+
+
+def students(chosen: Experiment) -> list[Run]:
+    """The runs of the experiment's own matrix, in the order of params.yaml."""
+    return [
+        Run(dataset, method, seed)
+        for dataset in chosen.datasets
+        for method in chosen.methods
+        for seed in chosen.seeds
+    ]
+
+
+def runs(chosen: Experiment) -> list[Run]:
+    """Teachers first, then the matrix."""
+    return [teacher_run(dataset) for dataset in chosen.datasets] + students(chosen)
+
+
+def find(params: Params, dataset: str, method: str, seed: int) -> Run:
+    """The run of these three, checked against params.yaml (any seed may be asked for)."""
+    if dataset not in params.datasets:
+        raise ParamsError(f"there is no data set '{dataset}': {nearest(dataset, params.datasets)}")
+    if method == TEACHER:
+        if seed != TEACHER_SEED:
+            raise ParamsError(f"the teacher has one run, seed {TEACHER_SEED}, not {seed}")
+    elif method not in params.methods:
+        raise ParamsError(f"there is no method '{method}': {nearest(method, params.methods)}")
+    if seed < 0:
+        raise ParamsError(f"seed is {seed}: take 0 or more")
+    return Run(dataset, method, seed)
+
+
+def resolve(params: Params, run: Run) -> dict[str, Any]:
+    """Everything that shapes the run's weights, as a JSON-able mapping."""
+    dataset = params.datasets[run.dataset]
+    plan: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "run": run._asdict(),
+        "data": dataset.data.model_dump(),
+        "recipe": params.recipes[dataset.recipe].model_dump(),
+    }
+    if run.is_teacher:
+        return plan | {"network": dataset.teacher.model_dump(), "distill": None}
+    # The teacher's training is not part of it: its weights are, by their key (train/store.py).
+    return plan | {
+        "network": dataset.student.model_dump(),
+        "teacher": _architecture(dataset.teacher),
+        "distill": params.methods[run.method].model_dump(),
+    }
+
+
+def _architecture(network: Network) -> dict[str, Any]:
+    return network.model_dump(include={"size", "depth", "width", "depthwise"})
+
+
+def plans(params: Params, chosen: Experiment) -> dict[Path, dict[str, Any]]:
+    """Path and content of every plan file of the experiment."""
+    out: dict[Path, dict[str, Any]] = {}
+    for name in chosen.datasets:
+        dataset = params.datasets[name]
+        recipe = params.recipes[dataset.recipe]
+        out[data_plan(name)] = dataset.data.model_dump()
+        out[evaluate_plan(name)] = dataset.evaluate.model_dump() | {
+            "voc_plus_one": recipe.voc_plus_one,
+            "voc_strict": recipe.voc_strict,
+        }
+    for run in runs(chosen):
+        out[run.plan] = resolve(params, run)
+    out[report_plan(chosen.name)] = chosen.model_dump() | {
+        "paper": {name: params.datasets[name].paper for name in chosen.datasets}
+    }
+    return out
+
+
+def write_plans(params: Params, chosen: Experiment) -> None:
+    """Write the plan files that are missing or have changed; leave the others untouched."""
+    for path, content in plans(params, chosen).items():
+        write_if_changed(path, to_json(content))
+
+
+def to_json(content: Any) -> str:
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
+def digest(content: Any) -> str:
+    """First 16 hex digits of the SHA-256 of the content's canonical JSON."""
+    return hashlib.sha256(to_json(content).encode()).hexdigest()[:16]
+
+
+def write_if_changed(path: Path, text: str) -> bool:
+    """Write the file atomically unless it holds that text already; whether it was written."""
+    try:
+        if path.read_text(encoding="utf-8") == text:
+            return False
+    except FileNotFoundError:
+        pass
+    write_atomically(path, text)
+    return True
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """A reader sees the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

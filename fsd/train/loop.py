@@ -1,0 +1,168 @@
+"""The training step and the epoch loop, written out.
+
+Randomness does not depend on history: batches are functions of (seed, epoch, index), and torch's
+generator is seeded anew for every epoch. Hence a resumed run is the undisturbed run, bit for bit.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fsd.distill import Distiller
+from fsd.models.criterion import Criterion
+from fsd.train.optim import Ema, learning_rate
+from fsd.types import Batch, Features, Outputs, Targets
+
+NOTE_EVERY = 20  # steps between looks at the loss: each look waits for the device
+
+
+class NotFiniteError(RuntimeError):
+    """A loss term became NaN or infinite; the last epoch's state is intact."""
+
+
+def pick(outputs: Outputs, site: str) -> Features | Outputs:
+    """What a distiller with that site looks at: 'stems', 'neck', or all outputs ('head')."""
+    return outputs if site == "head" else getattr(outputs, site)
+
+
+class TrainModule(nn.Module):
+    """Everything with gradients: student, detection losses, distiller and its adapters.
+
+    forward(images [B, 3, H, W], targets, teacher's outputs or None, l1) gives the weighted terms;
+    the loss is their sum. The teacher stays outside: it has no gradient and is in no checkpoint.
+    """
+
+    def __init__(self, student: nn.Module, criterion: Criterion, distiller: Distiller, site: str):
+        super().__init__()
+        self.student = student
+        self.criterion = criterion
+        self.distiller = distiller
+        self.site = site
+
+    def forward(
+        self, images: Tensor, targets: Targets, teacher: Outputs | None, l1: bool
+    ) -> dict[str, Tensor]:
+        outputs = self.student(images)
+        terms = self.criterion(outputs, targets, l1=l1)
+        if teacher is not None:
+            size = (images.shape[-2], images.shape[-1])
+            terms |= self.distiller(
+                pick(outputs, self.site), pick(teacher, self.site), targets, size
+            )
+        return terms
+
+
+def resize(batch: Batch, size: int) -> Batch:
+    """The batch at another input size (multi-scale training): bilinear, boxes along with it."""
+    old = batch.images.shape[-1]
+    if size == old:
+        return batch
+    images = F.interpolate(batch.images, size=(size, size), mode="bilinear", align_corners=False)
+    boxes = batch.targets.boxes * (size / old)
+    return Batch(images, Targets(boxes, batch.targets.labels), batch.image_ids)
+
+
+def input_size(plan: dict[str, Any], epoch: int, step: int) -> int:
+    """Side of the network input in this step: input_px, or a drawn multiple of 32 near it."""
+    base, multiscale = plan["data"]["input_px"], plan["recipe"]["multiscale"]
+    if not multiscale:
+        return base
+    low = math.ceil(multiscale["low"] * base / 32)
+    high = math.floor(multiscale["high"] * base / 32)
+    draw = np.random.default_rng((plan["run"]["seed"], epoch, step // multiscale["every"]))
+    return 32 * int(draw.integers(low, high + 1))
+
+
+def train_epoch(
+    module: TrainModule,
+    teacher: nn.Module | None,
+    normalise: nn.Module,
+    loader,
+    optimizer: torch.optim.Optimizer,
+    ema: Ema,
+    plan: dict[str, Any],
+    epoch: int,
+    *,
+    dtype: torch.dtype | None,
+    update: Callable[[int, int, str], None],
+) -> dict[str, Any]:
+    """One pass over the training images; the epoch's line of the log.
+
+    dtype: of the autocast, None for float32. Raises NotFiniteError with term and step.
+    """
+    train, run = plan["network"]["train"], plan["run"]
+    closing = epoch >= train["epochs"] - train["no_aug_epochs"]
+    schedule = {
+        name: train[name]
+        for name in ("lr", "epochs", "warmup_epochs", "no_aug_epochs", "min_lr_ratio")
+    }
+    distilling = teacher is not None and module.distiller.active(epoch, train["epochs"])
+    torch.manual_seed(int(np.random.SeedSequence((run["seed"], epoch)).generate_state(1)[0]))
+    module.train()
+    history: list[Tensor] = []
+    names: list[str] = []
+    images_seen, start = 0, time.monotonic()
+    note = ""
+    for step, raw in enumerate(loader.epoch(epoch, plain=closing)):
+        batch = resize(raw, input_size(plan, epoch, step))
+        lr = learning_rate(
+            epoch * len(loader) + step + plan["recipe"]["schedule_offset"],
+            steps_per_epoch=len(loader),
+            **schedule,
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        images = normalise(batch.images)
+        with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
+            taught = None
+            if distilling:
+                with torch.no_grad():
+                    taught = teacher(images)
+            terms = module(images, batch.targets, taught, closing)
+        loss = sum(terms.values())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        ema.update(module.student)
+        names = list(terms)
+        history.append(torch.stack([term.detach().float() for term in terms.values()]))
+        images_seen += len(images)
+        if step % NOTE_EVERY == 0:
+            values = dict(zip(names, history[-1].tolist(), strict=True))
+            note = f"loss {sum(values.values()):.2f} kd/task {kd_ratio(values):.2f}"
+        rate = images_seen / (time.monotonic() - start)
+        update(step + 1, len(loader), f"{note} {rate:.0f} img/s")
+    table = torch.stack(history).cpu()
+    bad = (~torch.isfinite(table)).nonzero()
+    if len(bad):
+        step, term = bad[0].tolist()
+        raise NotFiniteError(
+            f"{names[term]} is {table[step, term].item()} in epoch {epoch + 1}, step {step + 1} of "
+            f"{run['dataset']}/{run['method']}/{run['seed']}: lower lr or the method's weight; "
+            "the state before this epoch is kept"
+        )
+    terms_mean = dict(zip(names, table.mean(0).tolist(), strict=True))
+    seconds = time.monotonic() - start
+    return {
+        "epoch": epoch + 1,
+        "lr": lr,
+        "loss": sum(terms_mean.values()),
+        "kd_over_task": kd_ratio(terms_mean),
+        "terms": terms_mean,
+        "images_per_s": images_seen / seconds,
+        "wait_share": loader.wait_s / seconds,
+        "seconds": seconds,
+    }
+
+
+def kd_ratio(terms: dict[str, float]) -> float:
+    """Distillation terms over detection terms; 0 where there is no distillation."""
+    task = sum(value for name, value in terms.items() if name.startswith("det/"))
+    kd = sum(value for name, value in terms.items() if not name.startswith("det/"))
+    return kd / task if task else math.inf

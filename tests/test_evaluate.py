@@ -1,0 +1,571 @@
+"""Average precision of made-up detections, the detections file, prediction and cost."""
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fsd.data.split import Split
+from fsd.evaluate.cost import cost, count_operations
+from fsd.evaluate.metrics import (
+    ENGINES,
+    Found,
+    Truth,
+    coco_ap,
+    evaluate_detections,
+    load_detections,
+    rounded,
+    save_detections,
+    truth_of,
+)
+from fsd.evaluate.predict import predict
+from fsd.evaluate.voc_ap import voc_ap
+from fsd.models.yolox import SIZES, YOLOX
+from fsd.types import Outputs, Pyramid
+
+INFO = json.loads((Path(__file__).parent / "golden" / "yolox_model_info.json").read_text())
+untimed = settings(deadline=None, max_examples=60)
+VOC_AP = partial(voc_ap, use_07=False)
+
+
+def truth_from(rows: list) -> Truth:
+    """Rows of (image, label, x1, y1, x2, y2, difficult)."""
+    table = np.array(rows, np.float64).reshape(-1, 7)
+    image, label = table[:, :2].astype(np.int64).T
+    return Truth(image, label, table[:, 2:6], table[:, 6] != 0)
+
+
+def found_from(rows: list) -> Found:
+    """Rows of (image, label, score, x1, y1, x2, y2)."""
+    table = np.array(rows, np.float64).reshape(-1, 7)
+    image, label = table[:, :2].astype(np.int64).T
+    return Found(image, label, table[:, 2], table[:, 3:])
+
+
+def found_at(truth: Truth, shift: float = 0.0) -> Found:
+    """A detection for every object, moved to the right."""
+    score = np.linspace(0.9, 0.1, len(truth.label))
+    return Found(truth.image, truth.label, score, truth.boxes + np.array([shift, 0, shift, 0]))
+
+
+def select(items: Truth | Found, rows) -> Truth | Found:
+    return type(items)(*(column[rows] for column in items))
+
+
+def split_of(truth: Truth, images: int, classes: tuple[str, ...], **other) -> Split:
+    """Black squares of 32 pixels whose originals are 64 pixels wide and 48 high."""
+    columns = {
+        "name": "test",
+        "classes": classes,
+        "images": np.zeros((images, 32, 32, 3), np.uint8),
+        "offsets": np.searchsorted(truth.image, np.arange(images + 1)),
+        "boxes": (truth.boxes / 2).astype(np.float32),
+        "labels": truth.label,
+        "difficult": truth.difficult,
+        "original_boxes": truth.boxes.astype(np.float32),
+        "sizes": np.tile([48, 64], (images, 1)),
+        "scales": np.full(images, 0.5),
+        "names": tuple(f"{i:06}.jpg" for i in range(images)),
+        "groups": ("",) * images,
+    }
+    return Split(**columns | other)
+
+
+def scene(seed: int, images: int = 12, classes: int = 4, crowded: bool = False):
+    """Objects of all sizes, some difficult, none in image 0 or of the last class; and detections:
+    some near an object, some anywhere, many with equal scores."""
+    rng = np.random.default_rng(seed)
+    objects, count = 6 * images, 20 * images
+    image = np.sort(rng.integers(1, images, objects))
+    label = rng.integers(0, classes - 1, objects)
+    size = np.exp(rng.uniform(np.log(8), np.log(200), (objects, 2)))
+    corner = rng.uniform(0, 300, (objects, 2))
+    boxes = np.concatenate((corner, corner + size), 1)
+    truth = Truth(image, label, boxes, rng.random(objects) < 0.2)
+
+    near = rng.integers(0, objects, count)
+    jitter = rng.normal(0, 0.1, (count, 4)) * np.tile(size[near], 2)
+    guess = np.where(rng.random((count, 1)) < 0.6, boxes[near] + jitter, rng.uniform(0, 300, 4))
+    guess[:, 2:] = np.maximum(guess[:, 2:], guess[:, :2] + 1)
+    labels = np.where(rng.random(count) < 0.8, label[near], rng.integers(0, classes, count))
+    found = Found(image[near], labels, np.round(rng.random(count), 2), guess)
+    if crowded:  # more than the 100 detections of one class that COCO looks at
+        many = select(found, rng.integers(0, count, 150))
+        many = many._replace(image=np.full(150, 2), label=np.zeros(150, np.int64))
+        found = Found(*map(np.concatenate, zip(found, many, strict=True)))
+    return truth, found, images, classes
+
+
+def witness_ap(truth: Truth, found: Found, label: int, threshold: float, use_07: bool) -> float:
+    """VOC's AP of one class, one detection after the other, from its definition."""
+    objects = [g for g in range(len(truth.label)) if truth.label[g] == label]
+    to_find = sum(not truth.difficult[g] for g in objects)
+    if not to_find:
+        return math.nan
+    detections = [d for d in range(len(found.label)) if found.label[d] == label]
+    detections.sort(key=lambda d: -found.score[d])
+    taken, hits, misses, points = set(), 0, 0, []
+    for d in detections:
+        x1, y1, x2, y2 = found.boxes[d]
+        best, chosen = -1.0, None
+        for g in objects:
+            if truth.image[g] != found.image[d]:
+                continue
+            a1, b1, a2, b2 = truth.boxes[g]
+            shared = max(0.0, min(x2, a2) - max(x1, a1)) * max(0.0, min(y2, b2) - max(y1, b1))
+            union = (x2 - x1) * (y2 - y1) + (a2 - a1) * (b2 - b1) - shared
+            overlap = shared / union if union > 0 else 0.0
+            if overlap > best:
+                best, chosen = overlap, g
+        if best <= threshold:
+            misses += 1
+        elif not truth.difficult[chosen]:
+            misses += chosen in taken
+            hits += chosen not in taken
+            taken.add(chosen)
+        points.append((hits / to_find, hits / max(hits + misses, 1)))
+    if use_07:
+        recalls = np.arange(0, 1.1, 0.1)
+        return float(np.mean([max((p for r, p in points if r >= t), default=0) for t in recalls]))
+    area, before = 0.0, 0.0
+    for n, (recall, _) in enumerate(points):
+        area += (recall - before) * max(p for _, p in points[n:])
+        before = recall
+    return area
+
+
+OBJECTS = truth_from(
+    [
+        (0, 0, 0, 0, 20, 20, 0),
+        (0, 1, 30, 0, 50, 20, 0),
+        (1, 0, 10, 10, 30, 30, 0),
+        (3, 1, 40, 20, 60, 40, 0),
+        (3, 1, 0, 20, 20, 40, 1),
+    ]
+)
+CLASSES = ("person", "fall", "unseen")
+SPLIT = split_of(OBJECTS, 4, CLASSES)  # image 2 has no box, class `unseen` no object
+
+
+def test_truth_of_a_split():
+    truth = truth_of(SPLIT)
+    assert truth.image.tolist() == [0, 0, 1, 3, 3]
+    for ours, theirs in zip(truth, OBJECTS, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+# Both kinds of AP
+
+
+@pytest.mark.parametrize("difficult_too", [True, False])
+def test_perfect_detections(difficult_too):
+    found = found_at(OBJECTS)
+    if not difficult_too:
+        found = select(found, ~OBJECTS.difficult)
+    coco = coco_ap(OBJECTS, found, 4, 3)
+    assert coco.ap == coco.ap50 == coco.ap75 == coco.ap_small == coco.ar_100 == coco.ar_small == 1
+    assert math.isnan(coco.ap_medium) and math.isnan(coco.ap_large) and math.isnan(coco.ar_large)
+    np.testing.assert_array_equal(coco.class_ap, [1, 1, np.nan])
+    np.testing.assert_array_equal(coco.class_ap50, [1, 1, np.nan])
+    for use_07 in (True, False):
+        voc = voc_ap(OBJECTS, found, 3, use_07=use_07)
+        np.testing.assert_allclose(voc.ap, [[1, 1, np.nan]], rtol=0, atol=1e-15)
+        np.testing.assert_allclose(voc.mean, [1], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_detections(engine):
+    coco = coco_ap(OBJECTS, found_from([]), 4, 3, engine=engine)
+    assert coco.ap == coco.ap50 == coco.ap_small == coco.ar_1 == coco.ar_100 == 0
+    np.testing.assert_array_equal(coco.class_ap, [0, 0, np.nan])
+    for use_07 in (True, False):
+        voc = voc_ap(OBJECTS, found_from([]), 3, use_07=use_07)
+        np.testing.assert_array_equal(voc.ap, [[0, 0, np.nan]])
+        assert voc.mean.tolist() == [0]
+        assert [len(curve) for curve in voc.recall[0]] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_objects(engine):
+    found = found_at(OBJECTS)
+    coco = coco_ap(truth_from([]), found, 4, 3, engine=engine)
+    assert np.isnan(coco[:12]).all() and np.isnan(coco.class_ap).all()
+    voc = VOC_AP(truth_from([]), found, 3)
+    assert np.isnan(voc.ap).all() and np.isnan(voc.mean).all()
+
+
+def test_shifted_detections():
+    # 20 pixels moved by 4: IoU 16/24, which meets the thresholds 0.50 to 0.65, four of ten
+    coco = coco_ap(OBJECTS, found_at(OBJECTS, 4.0), 4, 3)
+    assert (coco.ap50, coco.ap75) == (1, 0)
+    assert coco.ap == pytest.approx(0.4, abs=1e-12)
+    assert coco.ar_100 == pytest.approx(0.4, abs=1e-12)
+    voc = VOC_AP(OBJECTS, found_at(OBJECTS, 4.0), 3, iou=(0.5, 0.65, 0.7))
+    np.testing.assert_allclose(voc.mean, [1, 1, 0], rtol=0, atol=1e-15)
+
+
+def test_detections_of_another_class_or_image_do_not_count():
+    for wrong in (
+        found_at(OBJECTS)._replace(label=np.full(5, 2)),
+        found_at(OBJECTS)._replace(image=np.full(5, 2)),
+    ):
+        assert coco_ap(OBJECTS, wrong, 4, 3).ap == 0
+        assert VOC_AP(OBJECTS, wrong, 3).mean == 0
+
+
+@pytest.mark.parametrize("measure", [partial(coco_ap, num_images=4), VOC_AP])
+def test_labels_out_of_range_are_refused(measure):
+    for label in (-1, 3):
+        found = found_at(OBJECTS)._replace(label=np.full(5, label))
+        with pytest.raises(ValueError, match=r"label outside 0\.\.2"):
+            measure(OBJECTS, found, num_classes=3)
+
+
+def test_unknown_image_and_engine_are_refused():
+    with pytest.raises(ValueError, match=r"outside 0\.\.2"):
+        coco_ap(OBJECTS, found_at(OBJECTS), 3, 3)
+    with pytest.raises(ValueError, match="faster-coco-eval, pycocotools"):
+        coco_ap(OBJECTS, found_at(OBJECTS), 4, 3, engine="cocoapi")
+
+
+# COCO
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_engines_agree(seed):
+    truth, found, images, classes = scene(seed, crowded=seed == 2)
+    ours, theirs = (coco_ap(truth, found, images, classes, engine=e) for e in ENGINES)
+    assert 0.05 < ours.ap < 0.95 and ours.ap_small != ours.ap_large
+    for name, a, b in zip(ours._fields, ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12, err_msg=name)
+    assert np.isnan(ours.class_ap).tolist() == [False, False, False, True]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engines_are_silent(engine, capfd):
+    coco_ap(*scene(0), engine=engine)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_coco_excuses_any_number_of_detections_inside_a_difficult_object():
+    truth = truth_from([(0, 0, 0, 0, 20, 20, 0), (0, 0, 40, 40, 80, 80, 1)])
+    right = (0, 0, 0.5, 0, 0, 20, 20)
+    inside = [(0, 0, 0.9, 40, 40, 80, 80), (0, 0, 0.8, 50, 50, 60, 60), (0, 0, 0.7, 41, 41, 79, 79)]
+    assert coco_ap(truth, found_from([*inside, right]), 1, 1).ap == 1
+    outside = (0, 0, 0.9, 85, 40, 99, 80)
+    assert coco_ap(truth, found_from([outside, right]), 1, 1).ap == pytest.approx(0.5)
+
+
+# VOC
+
+
+def test_voc_by_hand():
+    # hit, miss, hit of two objects: recall 1/2, 1/2, 1 with precision 1, 1/2, 2/3
+    truth = truth_from([(0, 0, 0, 0, 20, 20, 0), (1, 0, 0, 0, 20, 20, 0)])
+    found = found_from(
+        [(0, 0, 0.9, 0, 0, 20, 20), (0, 0, 0.8, 30, 30, 50, 50), (1, 0, 0.7, 0, 0, 20, 20)]
+    )
+    eleven, area = (voc_ap(truth, found, 1, use_07=use_07) for use_07 in (True, False))
+    # best precision 1 at the recalls 0, 0.1, ..., 0.5 and 2/3 at 0.6, ..., 1
+    assert eleven.ap[0, 0] == pytest.approx((6 * 1 + 5 * 2 / 3) / 11, abs=1e-12)
+    assert area.ap[0, 0] == pytest.approx(0.5 * 1 + 0.5 * 2 / 3, abs=1e-12)
+    np.testing.assert_allclose(area.recall[0][0], [0.5, 0.5, 1])
+    np.testing.assert_allclose(area.precision[0][0], [1, 0.5, 2 / 3])
+
+
+def test_three_of_ten_do_not_reach_the_recall_of_three_tenths():
+    truth = truth_from([(i, 0, 0, 0, 20, 20, 0) for i in range(10)])
+    voc = voc_ap(truth, select(found_at(truth), slice(3)), 1, use_07=True)
+    assert voc.ap[0, 0] == pytest.approx(3 / 11, abs=1e-12)  # at recall 0, 0.1 and 0.2
+
+
+def test_only_the_best_object_counts_and_only_once():
+    truth = truth_from([(0, 0, 0, 0, 20, 20, 0), (0, 0, 4, 0, 24, 20, 0)])
+    # the second overlaps the free object too (IoU 0.74), but the taken one more (0.90)
+    found = found_from([(0, 0, 0.9, 0, 0, 20, 20), (0, 0, 0.8, 1, 0, 21, 20)])
+    voc = VOC_AP(truth, found, 1)
+    np.testing.assert_allclose(voc.recall[0][0], [0.5, 0.5])
+    np.testing.assert_allclose(voc.precision[0][0], [1, 0.5])
+    assert coco_ap(truth, found, 1, 1).ap50 == 1  # COCO gives it the free one
+
+
+def test_difficult_objects_count_neither_way():
+    truth = truth_from([(0, 0, 0, 0, 20, 20, 1), (0, 0, 40, 0, 60, 20, 0)])
+    rows = [(0, 0, 0.9, 0, 0, 20, 20), (0, 0, 0.8, 1, 0, 21, 20), (0, 0, 0.7, 40, 0, 60, 20)]
+    voc = VOC_AP(truth, found_from(rows), 1)
+    assert voc.ap[0, 0] == 1
+    np.testing.assert_array_equal(voc.precision[0][0], [0, 0, 1])
+    np.testing.assert_array_equal(voc.recall[0][0], [0, 0, 1])
+    assert VOC_AP(truth, found_from(rows[2:]), 1).ap[0, 0] == 1
+    assert np.isnan(VOC_AP(select(truth, [0]), found_from(rows), 1).ap[0, 0])
+
+
+def test_strict_and_plus_one():
+    truth = truth_from([(0, 0, 0, 0, 10, 10, 0)])
+    half = found_from([(0, 0, 0.9, 0, 0, 10, 5)])  # IoU exactly 1/2
+    assert VOC_AP(truth, half, 1, strict=True).mean == 0
+    assert VOC_AP(truth, half, 1, strict=False).mean == 1
+    # 6 of 10 rows; without the +1 of inclusive pixels 5 of 9
+    found = found_from([(0, 0, 0.9, 0, 0, 10, 6)])
+    thresholds = (5 / 9 - 1e-9, 5 / 9 + 1e-9, 0.6 - 1e-9, 0.6 + 1e-9)
+    hits = {one: VOC_AP(truth, found, 1, iou=thresholds, plus_one=one).mean for one in (1, 0)}
+    assert hits[1].tolist() == [1, 1, 1, 0]
+    assert hits[0].tolist() == [1, 0, 0, 0]
+
+
+def test_a_box_without_extent_matches_nothing():
+    truth = truth_from([(0, 0, 5, 5, 5, 5, 0), (0, 0, 0, 0, 1, 1, 0)])
+    for plus_one in (True, False):
+        voc = VOC_AP(truth, found_at(truth), 1, plus_one=plus_one)
+        assert voc.mean[0] == (0.25 if plus_one else 0)
+
+
+@pytest.mark.parametrize("use_07", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_voc_equals_its_definition(seed, use_07):
+    truth, found, _, classes = scene(seed)
+    thresholds = (0.3, 0.5, 0.75)
+    voc = voc_ap(truth, found, classes, iou=thresholds, use_07=use_07)
+    expected = [
+        [witness_ap(truth, found, k, t, use_07) for k in range(classes)] for t in thresholds
+    ]
+    assert 0.05 < expected[1][0] < 0.95
+    np.testing.assert_allclose(voc.ap, expected, rtol=0, atol=1e-12)
+
+
+@untimed
+@given(st.integers(0, 2**32 - 1))
+def test_voc_properties(seed):
+    rng = np.random.default_rng(seed)
+    truth, found, _, classes = scene(seed, images=5)
+    found = found._replace(score=rng.permutation(len(found.score)) + 1.0)  # no ties
+    thresholds = (0.3, 0.5, 0.6, 0.9)
+    measure = partial(voc_ap, truth, num_classes=classes, iou=thresholds, use_07=bool(seed % 2))
+    before = measure(found)
+    known = before.ap[:, ~np.isnan(before.ap[0])]
+    assert ((known >= 0) & (known <= 1 + 1e-12)).all()
+    # a stricter overlap never helps
+    assert (np.diff(known, axis=0) <= 1e-12).all()
+    for curve in before.recall[1]:
+        assert (np.diff(curve) >= 0).all() or np.isnan(curve).all()
+
+    # neither the order of the detections nor the scale of their scores matters
+    moved = measure(select(found, rng.permutation(len(found.score))))
+    np.testing.assert_array_equal(moved.ap, before.ap)
+    scaled = measure(found._replace(score=np.log(found.score)))
+    np.testing.assert_array_equal(scaled.ap, before.ap)
+
+    # one more miss never helps, and the lowest of all changes nothing
+    def with_miss(score: float) -> np.ndarray:
+        miss = found_from([(0, rng.integers(classes), score, 0, 0, 9, 9)])  # image 0 is empty
+        return measure(Found(*map(np.concatenate, zip(found, miss, strict=True)))).ap
+
+    np.testing.assert_array_equal(with_miss(0.5), before.ap)
+    assert (with_miss(rng.uniform(0, len(found.score))) <= before.ap + 1e-12)[
+        ~np.isnan(before.ap)
+    ].all()
+
+
+# metrics.json and detections.json
+
+
+def test_evaluate_detections():
+    found = found_at(OBJECTS, 4.0)
+    metrics = json.loads(json.dumps(evaluate_detections(SPLIT, found), allow_nan=False))
+    assert metrics["ap50"] == metrics["voc_ap50"] == 1 and metrics["ap75"] == 0
+    assert metrics["voc07_ap50"] == pytest.approx(1)
+    assert metrics["ap"] == pytest.approx(0.4) == metrics["ar_100"]
+    assert metrics["ap_small"] == pytest.approx(0.4) and metrics["ap_large"] is None
+    assert {"ap_medium", "ar_1", "ar_10"} <= metrics.keys()
+    counts = (metrics["images"], metrics["ground_truths"], metrics["difficult"])
+    assert counts == (4, 4, 1) and metrics["detections"] == 5
+    assert list(metrics["per_class"]) == list(CLASSES)
+    fall, unseen = metrics["per_class"]["fall"], metrics["per_class"]["unseen"]
+    assert (fall["ground_truths"], fall["detections"], fall["ap50"]) == (2, 3, 1)
+    assert unseen == {
+        **dict.fromkeys(("ap", "ap50", "voc07_ap50", "voc_ap50")),
+        "ground_truths": 0,
+        "detections": 0,
+    }
+
+
+def test_evaluate_detections_passes_the_rules_on():
+    half = found_at(OBJECTS)
+    half = half._replace(boxes=OBJECTS.boxes - np.array([0, 0, 0, 10]))  # the upper half: IoU 1/2
+    assert evaluate_detections(SPLIT, half)["voc_ap50"] == 0
+    assert evaluate_detections(SPLIT, half, strict=False)["voc_ap50"] == 1
+    assert evaluate_detections(SPLIT, half, strict=False, plus_one=False)["voc_ap50"] == 0
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_file_gives_the_same_numbers(tmp_path, seed):
+    truth, found, images, classes = scene(seed)
+    split = split_of(truth, images, tuple("abcd"[:classes]))
+    found = found._replace(score=np.random.default_rng(seed).random(len(found.score)))
+    path = tmp_path / "new" / "detections.json"
+    saved = save_detections(path, found, split)
+    loaded = load_detections(path)
+    for a, b, c in zip(saved, loaded, rounded(loaded), strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
+    assert np.abs(loaded.boxes - found.boxes).max() <= 0.0101
+    assert np.abs(loaded.score - found.score).max() <= 0.5001e-5
+    assert evaluate_detections(split, loaded) == evaluate_detections(split, found)
+    assert [p.name for p in path.parent.iterdir()] == ["detections.json"]
+    save_detections(path, loaded, split)
+    np.testing.assert_array_equal(load_detections(path).boxes, loaded.boxes)
+
+
+def test_the_file_is_a_coco_result_list(tmp_path):
+    path = tmp_path / "detections.json"
+    save_detections(path, found_from([(3, 1, 1 / 3, 10.006, 20, 30.5, 41.25)]), SPLIT)
+    assert path.read_text() == (
+        '[{"image_id":3,"file_name":"000003.jpg","category_id":1,'
+        '"bbox":[10.01,20.0,20.49,21.25],"score":0.33333}]\n'
+    )
+
+
+def test_a_file_without_detections(tmp_path):
+    path = tmp_path / "detections.json"
+    save_detections(path, found_from([]), SPLIT)
+    loaded = load_detections(path)
+    assert loaded.boxes.shape == (0, 4) and len(loaded.score) == 0
+    assert evaluate_detections(SPLIT, loaded)["ap"] == 0
+
+
+@pytest.mark.parametrize("content", ["", "{}x", '[{"bbox":[1,2,3,4]}]', '[{"bbox":[1,2]}]', "7"])
+def test_another_file_is_refused(tmp_path, content):
+    path = tmp_path / "detections.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="is no list of detections; make it again"):
+        load_detections(path)
+
+
+# Prediction
+
+
+class Grey(nn.Module):
+    """Finds one box per image, at (v, v, v + 6, v + 4) for an image of grey v; nothing in black."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen, self.free = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)
+        self.seen: list[tuple] = []
+
+    def forward(self, images: torch.Tensor) -> Outputs:
+        self.seen.append((images.dtype, self.training, self.frozen.training))
+        grey = images[:, 0, 0, 0]
+        boxes = grey[:, None, None] + torch.tensor([0.0, 0, 6, 4]).expand(len(images), 2, 4)
+        sure = torch.where(grey > 0, 4.0, -20.0)
+        logits = torch.stack((sure, torch.full_like(sure, -20.0)), 1)[..., None]
+        none = Pyramid(images, images, images)
+        classes = torch.tensor([-9.0, 9.0]).expand(len(images), 2, 2)
+        return Outputs(none, none, torch.zeros(2, 3), boxes, logits, classes, boxes)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_predict(batch_size):
+    grey = np.array([3, 0, 9, 25, 12], np.uint8)
+    truth = truth_from([(0, 0, 0, 0, 9, 9, 0)])
+    split = split_of(
+        truth,
+        5,
+        ("person", "fall"),
+        images=np.broadcast_to(grey[:, None, None, None], (5, 32, 32, 3)).copy(),
+        scales=np.array([0.5, 0.5, 0.5, 0.5, 0.25]),
+        sizes=np.array([[48, 64], [48, 64], [48, 64], [48, 56], [80, 128]]),
+    )
+    model, calls = Grey(), []
+    model.frozen.eval()
+    found = predict(
+        model,
+        split,
+        batch_size=batch_size,
+        device=torch.device("cpu"),
+        score_threshold=0.1,
+        nms_iou=0.65,
+        max_detections=10,
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    assert found.image.tolist() == [0, 2, 3, 4]
+    assert found.label.tolist() == [1, 1, 1, 1]
+    np.testing.assert_allclose(found.score, torch.tensor([4.0, 9.0]).sigmoid().prod(), atol=1e-6)
+    # twice (four times) the box in the letterboxed image, cut at the edge of the third
+    expected = [[6, 6, 18, 14], [18, 18, 30, 26], [50, 48, 56, 48], [48, 48, 72, 64]]
+    np.testing.assert_allclose(found.boxes, expected, atol=1e-4)
+    assert set(model.seen) == {(torch.float32, False, False)}
+    assert model.training and model.free.training and not model.frozen.training
+    assert calls[-1] == (5, 5) and len(calls) == math.ceil(5 / batch_size)
+
+
+def test_predict_finds_nothing_and_puts_the_model_back_after_a_failure():
+    split = split_of(OBJECTS, 4, CLASSES)  # black images
+    model = Grey()
+    settings = {"score_threshold": 0.1, "nms_iou": 0.65, "max_detections": 10, "batch_size": 4}
+    found = predict(model, split, device=torch.device("cpu"), **settings)
+    assert [column.shape for column in found] == [(0,), (0,), (0,), (0, 4)]
+    assert evaluate_detections(split, found)["ap50"] == 0
+
+    model.forward = None
+    with pytest.raises(TypeError):
+        predict(model, split, device=torch.device("cpu"), **settings)
+    assert model.training and model.frozen.training
+
+
+# Cost
+
+
+def test_operations_by_hand():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),  # 8 x 4 x 4 values of 27 products
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),  # 8 x 4 x 4 values of 9 products
+        nn.Upsample(scale_factor=2),
+    )
+    macs, flops = count_operations(model, 8)
+    assert macs == 128 * 27 + 128 * 9
+    assert flops == 2 * (macs + 4 * 128 + 512)
+    assert model.training
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_operations_equal_the_official_numbers(name):
+    for known in INFO[name.removeprefix("yolox_")]:
+        with torch.device("meta"):
+            model = YOLOX(known["num_classes"], **SIZES[name]._asdict())
+        model.to_empty(device="cpu")
+        for value in model.state_dict().values():
+            value.zero_()
+        # every count is proportional to the area, as all strides divide the side
+        macs, flops = count_operations(model, 32)
+        assert macs * (640 // 32) ** 2 == round(known["conv_GMACs_at_640"] * 1e9)
+        for side in (640, 416):
+            reported = known.get(f"reported_GFLOPs_at_{side}")
+            assert reported is None or round(flops / 1e9 * (side / 32) ** 2, 2) == reported
+        assert sum(p.numel() for p in model.parameters()) == known["params"]
+
+
+def test_cost_of_a_detector():
+    model = YOLOX(2, **SIZES["yolox_nano"]._asdict())
+    model.head.eval()
+    measured = cost(model, 64, torch.device("cpu"), 3)
+    known = next(entry for entry in INFO["nano"] if entry["num_classes"] == 2)
+    assert measured.params == known["params"]
+    assert measured.gmacs_conv == pytest.approx(known["conv_GMACs_at_640"] / 100)
+    assert measured.gflops_reported > 2 * measured.gmacs_conv
+    assert 0 < measured.latency_ms_p50 <= measured.latency_ms_p90
+    assert measured.peak_mib is None
+    assert model.training and not model.head.training
+    json.dumps(measured._asdict())
+
+
+def test_cost_refuses_no_repeats():
+    with pytest.raises(ValueError, match="at least 1"):
+        cost(nn.Conv2d(3, 1, 1), 8, torch.device("cpu"), 0)

@@ -1,0 +1,121 @@
+"""Snakemake, DVC and the command line agree on the runs; the whole thread runs (slow)."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fsd import params, runs
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+SHARED = ("Snakefile", "params.yaml", "dvc.yaml", ".dvcignore", ".dvc", "workflow", "profiles")
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A working copy of what both tools read, without any result."""
+    for name in (*SHARED, "paper", "fsd"):
+        source = ROOT / name
+        if source.is_dir():
+            ignore = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local")
+            shutil.copytree(source, tmp_path / name, ignore=ignore)
+        else:
+            shutil.copy(source, tmp_path / name)
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    return tmp_path
+
+
+def tool(copy: Path, *command: str, ok: bool = True) -> str:
+    """Run a tool of this environment in the copy; its whole output."""
+    environment = dict(os.environ, PATH=f"{BIN}:{os.environ['PATH']}", PYTHONPATH=str(copy))
+    done = subprocess.run(
+        command, cwd=copy, env=environment, capture_output=True, text=True, check=False
+    )
+    output = done.stdout + done.stderr
+    assert (done.returncode == 0) == ok, output
+    return output
+
+
+def commands(text: str) -> set[str]:
+    return {
+        " ".join(found.split())
+        for found in re.findall(r"fsd (?:prepare|teacher|train|evaluate|report) [^\n]*", text)
+    }
+
+
+def expected(chosen: params.Experiment) -> set[str]:
+    """The matrix written out, by no code of either tool."""
+    out = {f"fsd report --experiment {chosen.name}"}
+    for dataset in chosen.datasets:
+        out |= {f"fsd prepare --dataset {dataset}", f"fsd teacher --dataset {dataset}"}
+        out |= {f"fsd evaluate --dataset {dataset} --method teacher --seed 0"}
+    for run in runs.students(chosen):
+        which = f"--dataset {run.dataset} --method {run.method} --seed {run.seed}"
+        out |= {f"fsd train {which}", f"fsd evaluate {which}"}
+    return out
+
+
+@pytest.mark.parametrize("active", ["smoke", "main"])
+def test_both_tools_expand_to_the_same_commands(copy, active):
+    text = (copy / "params.yaml").read_text(encoding="utf-8")
+    text = re.sub(r"^active: \*\w+", f"active: *{active}", text, flags=re.MULTILINE)
+    (copy / "params.yaml").write_text(text, encoding="utf-8")
+    wanted = expected(params.load(copy / "params.yaml").active)
+    assert commands(tool(copy, "snakemake", "--dry-run", "--printshellcmds", "--cores", "1")) == wanted
+    listed = """
+from dvc.repo import Repo
+for stage in Repo(".").index.stages:
+    print(stage.cmd)
+"""
+    assert commands(tool(copy, sys.executable, "-c", listed)) == wanted
+
+
+def test_snakemake_says_one_sentence_for_a_mistake(copy):
+    path = copy / "params.yaml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("methods: [baseline,", "methods: [basline,", 1), encoding="utf-8")
+    output = tool(copy, "snakemake", "--dry-run", ok=False)
+    assert "did you mean 'baseline'?" in output
+    assert "Traceback" not in output
+    output = tool(copy, "fsd", "check", ok=False)
+    assert "did you mean 'baseline'?" in output
+
+
+def test_slurm_profile_is_found_by_its_name(copy):
+    assert (ROOT / "slurm").resolve() == ROOT / "workflow/profiles/slurm"
+    assert (ROOT / "slurm/profile.yaml").exists()
+
+
+@pytest.mark.slow
+def test_the_thread_end_to_end_with_both_tools_and_a_change_there_and_back(copy):
+    path = copy / "params.yaml"
+    text = path.read_text(encoding="utf-8").replace("active: *smoke", "active: *tiny")
+    text = text.replace("methods: [baseline, cwd, fsd_release]", "methods: [baseline, cwd]")
+    path.write_text(text, encoding="utf-8")
+    tool(copy, "snakemake", "--cores", "all")
+    table = (copy / "results/tables/tiny.csv").read_bytes()
+    assert table.count(b"\n") == 4
+    assert "Nothing to be done" in tool(copy, "snakemake", "--cores", "all")
+    output = tool(copy, "dvc", "repro")
+    assert output.count("already trained") == 3
+    assert (copy / "results/tables/tiny.csv").read_bytes() == table
+    assert "up to date" in tool(copy, "dvc", "repro")
+    path.write_text(text.replace("tau: 1.0", "tau: 4.0"), encoding="utf-8")
+    dry = tool(copy, "snakemake", "--dry-run", "--printshellcmds", "--cores", "1")
+    assert commands(dry) == {
+        "fsd train --dataset figures_tiny --method cwd --seed 0",
+        "fsd evaluate --dataset figures_tiny --method cwd --seed 0",
+        "fsd report --experiment tiny",
+    }
+    output = tool(copy, "dvc", "repro")
+    assert "already trained" not in output
+    assert (copy / "results/tables/tiny.csv").read_bytes() != table
+    path.write_text(text, encoding="utf-8")
+    output = tool(copy, "snakemake", "--cores", "all")
+    assert output.count("already trained") == 1
+    assert (copy / "results/tables/tiny.csv").read_bytes() == table

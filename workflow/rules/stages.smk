@@ -1,0 +1,76 @@
+"""The stages: one shell line each, the same as in dvc.yaml."""
+
+
+localrules:
+    all,
+    report,
+
+
+rule prepare:
+    input:
+        plan="results/plan/{dataset}/data.json",
+        source=data_source,
+    output:
+        "data/{dataset}/manifest.json",
+    threads: workflow.cores or 1
+    shell:
+        "fsd prepare --dataset {wildcards.dataset}"
+
+
+rule teacher:
+    input:
+        plan="results/plan/{dataset}/teacher/0.json",
+        init=initial_weights("teacher"),
+        data="data/{dataset}/manifest.json",
+    output:
+        weights="results/runs/{dataset}/teacher/0/weights.pt",
+        provenance="results/runs/{dataset}/teacher/0/provenance.json",
+        log="results/runs/{dataset}/teacher/0/log.jsonl",
+    threads: training_threads()
+    shell:
+        "fsd teacher --dataset {wildcards.dataset}"
+
+
+rule train:
+    input:
+        plan="results/plan/{dataset}/{method}/{seed}.json",
+        init=initial_weights("student"),
+        data="data/{dataset}/manifest.json",
+        teacher="results/runs/{dataset}/teacher/0/weights.pt",
+    output:
+        weights="results/runs/{dataset}/{method}/{seed}/weights.pt",
+        provenance="results/runs/{dataset}/{method}/{seed}/provenance.json",
+        log="results/runs/{dataset}/{method}/{seed}/log.jsonl",
+    wildcard_constraints:
+        method="(?!teacher$)[a-z0-9_]+",
+    threads: training_threads()
+    shell:
+        "fsd train --dataset {wildcards.dataset} --method {wildcards.method} --seed {wildcards.seed}"
+
+
+rule evaluate:
+    input:
+        plan="results/plan/{dataset}/evaluate.json",
+        weights="results/runs/{dataset}/{method}/{seed}/weights.pt",
+        data="data/{dataset}/manifest.json",
+    output:
+        metrics="results/runs/{dataset}/{method}/{seed}/metrics.json",
+        detections="results/runs/{dataset}/{method}/{seed}/detections.json",
+        preview="results/runs/{dataset}/{method}/{seed}/preview.jpg",
+    threads: training_threads()
+    shell:
+        "fsd evaluate --dataset {wildcards.dataset} --method {wildcards.method} --seed {wildcards.seed}"
+
+
+rule report:
+    input:
+        plan="results/plan/report/{experiment}.json",
+        paper="paper/reference.yaml",
+        metrics=metrics_of_experiment,
+    output:
+        markdown="results/tables/{experiment}.md",
+        csv="results/tables/{experiment}.csv",
+        provenance="results/tables/{experiment}.provenance.json",
+        page="results/report/{experiment}.html",
+    shell:
+        "fsd report --experiment {wildcards.experiment}"
