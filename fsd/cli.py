@@ -148,7 +148,7 @@ def main() -> None:
     """Entry point: a mistake of the user is one sentence and exit code 2."""
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ArithmeticError) as error:
         if os.environ.get("FSD_DEBUG"):
             raise
         text = " ".join(str(error).split()) or type(error).__name__

@@ -158,9 +158,9 @@ class Init(Strict):
 class Network(Strict):
     """A detector and its training. Either a named size or free depth, width and depthwise."""
 
-    size: (
-        Literal["yolox_nano", "yolox_tiny", "yolox_s", "yolox_m", "yolox_l", "yolox_x"] | None
-    ) = None
+    size: Literal["yolox_nano", "yolox_tiny", "yolox_s", "yolox_m", "yolox_l", "yolox_x"] | None = (
+        None
+    )
     depth: Positive | None = None
     width: Positive | None = None
     depthwise: bool | None = None

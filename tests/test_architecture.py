@@ -80,8 +80,6 @@ tracker = tracking.Tracker(loaded, run, runs.resolve(loaded, run), "key")
 tracker.log([{"epoch": 1, "loss": 1.0}])
 tracker.finish()
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("not installed") == 1

@@ -1,13 +1,14 @@
 """params.yaml: what is accepted, what is refused in one sentence, and what it expands to."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import yaml
 
 from fsd import distill, params, runs
 
-LOADED = yaml.load(open("params.yaml", encoding="utf-8"), Loader=params._Loader)
+LOADED = yaml.load(Path("params.yaml").read_text(encoding="utf-8"), Loader=params._Loader)
 
 
 def changed(path: str, value):
@@ -58,7 +59,11 @@ def test_committed_file_is_valid_and_every_method_builds():
         ("methods.teacher", {"distill": "cwd"}, "reserved"),
         ("recipes.yolox.channels", "bgrr", "'bgr' or 'rgb'"),
         ("method", {}, "did you mean 'methods'?"),
-        ("active", {"name": "x", "datasets": ["figures"], "methods": ["cwd"], "seeds": [0]}, "*smok"),
+        (
+            "active",
+            {"name": "x", "datasets": ["figures"], "methods": ["cwd"], "seeds": [0]},
+            "*smok",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_with_the_way_out(path, value, says):
@@ -119,7 +124,9 @@ def test_runs_are_teachers_then_the_matrix():
     matrix = [run for run in expanded if not run.is_teacher]
     size = len(chosen.datasets) * len(chosen.methods) * len(chosen.seeds)
     assert len(matrix) == len(set(matrix)) == size
-    assert len({run.folder for run in expanded} | {run.plan for run in expanded}) == 2 * len(expanded)
+    assert len({run.folder for run in expanded} | {run.plan for run in expanded}) == 2 * len(
+        expanded
+    )
 
 
 def test_a_plan_changes_with_what_shapes_the_run_and_with_nothing_else():

@@ -66,7 +66,9 @@ def test_both_tools_expand_to_the_same_commands(copy, active):
     text = re.sub(r"^active: \*\w+", f"active: *{active}", text, flags=re.MULTILINE)
     (copy / "params.yaml").write_text(text, encoding="utf-8")
     wanted = expected(params.load(copy / "params.yaml").active)
-    assert commands(tool(copy, "snakemake", "--dry-run", "--printshellcmds", "--cores", "1")) == wanted
+    assert (
+        commands(tool(copy, "snakemake", "--dry-run", "--printshellcmds", "--cores", "1")) == wanted
+    )
     listed = """
 from dvc.repo import Repo
 for stage in Repo(".").index.stages:

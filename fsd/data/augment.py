@@ -165,15 +165,12 @@ def _shift_colours(image: np.ndarray, hsv: np.ndarray, out: np.ndarray) -> np.nd
             return cv2.cvtColor(image, cv2.COLOR_BGRA2BGR, dst=out)
         out[:] = image
         return out
-    # Reading blue as red mirrors the hue circle, which makes a negative shift a positive one: bytes
-    # cannot go below 0, while OpenCV takes a hue above 180 modulo 180.
-    forth, back = (
-        (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR)
-        if hue >= 0
-        else (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB)
-    )
-    shifted = cv2.cvtColor(image, forth)
-    cv2.add(shifted, (abs(hue), max(saturation, 0), max(value, 0), 0), dst=shifted)
+    shifted = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
+    if hue != 0:
+        table = ((np.arange(256) + hue) % 180).astype(np.uint8)
+        cv2.insertChannel(cv2.LUT(cv2.extractChannel(shifted, 0), table), shifted, 0)
+    if max(saturation, value) > 0:
+        cv2.add(shifted, (0, max(saturation, 0), max(value, 0), 0), dst=shifted)
     if min(saturation, value) < 0:
         cv2.subtract(shifted, (0, max(-saturation, 0), max(-value, 0), 0), dst=shifted)
-    return cv2.cvtColor(shifted, back, dst=out)
+    return cv2.cvtColor(shifted, cv2.COLOR_HSV2BGR, dst=out)

@@ -54,6 +54,8 @@ class Recipe:
                 )
         if len(self.hsv) != 3 or not all(0 <= gain <= 90 for gain in self.hsv):
             raise ValueError(f"hsv takes three numbers in 0..90, not {self.hsv}")
+        if not 0 <= self.shear < 45:  # beyond that an image can be sheared to a line
+            raise ValueError(f"shear is an angle in 0..45 degrees, not {self.shear}")
         if self.max_boxes < 1:
             raise ValueError(f"max_boxes must be at least 1, not {self.max_boxes}")
 

@@ -101,12 +101,11 @@ def _visible(items: list[Item], px: int) -> tuple[list[Item], np.ndarray]:
         # The silhouette in a frame of its own, as it may reach beyond the image.
         points = np.concatenate([p for p, _ in item.polys])
         low, high = np.clip([points.min(0), points.max(0) + 1], -px, 2 * px)
-        mask = np.zeros((high - low)[::-1], np.uint8)
-        for polygon, _ in item.polys:
-            cv2.fillConvexPoly(mask, polygon - low, 1)
+        mask = _mask(item, low, high)
         (x0, y0), (x1, y1) = np.clip(low, 0, px), np.clip(high, 0, px)
-        inside = mask[y0 - low[1] : y1 - low[1], x0 - low[0] : x1 - low[0]]
-        behind = covered[y0:y1, x0:x1]
+        inside, behind = mask, covered[y0:y1, x0:x1]
+        if inside.shape != behind.shape:  # cut by the canvas, where cv2 rounds in its own way
+            inside = _mask(item, 0, np.array([px, px]))[y0:y1, x0:x1]
         if inside.size == 0:
             continue
         if item.label >= 0:
@@ -118,6 +117,14 @@ def _visible(items: list[Item], px: int) -> tuple[list[Item], np.ndarray]:
         np.bitwise_or(behind, inside, out=behind)
         kept.append(item)
     return kept, np.array(boxes, np.float32).reshape(-1, 4) / 2
+
+
+def _mask(item: Item, low: np.ndarray | int, high: np.ndarray) -> np.ndarray:
+    """[h, w] uint8: 1 where the item covers the canvas between two corners."""
+    mask = np.zeros((high - low)[::-1], np.uint8)
+    for polygon, _ in item.polys:
+        cv2.fillConvexPoly(mask, polygon - low, 1)
+    return mask
 
 
 def _shadows(

@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -83,7 +85,7 @@ def without_difficult(split: Split) -> Split:
     """The split with only those boxes that a detector is to find."""
     keep = ~split.difficult
     before = np.concatenate(([0], np.cumsum(keep)))
-    return process.changed(
+    return replace(
         split,
         offsets=before[split.offsets],
         boxes=split.boxes[keep],
@@ -192,7 +194,7 @@ class WorkerLoader(Loader):
 
     Workers write into a ring of shared buffers made once: a page of fresh shared memory costs more
     than augmenting what is written to it. An error in a worker is raised here as it was there; a
-    worker that dies raises BrokenProcessPool.
+    worker that dies raises RuntimeError.
     """
 
     def __init__(self, split: Split, recipe: Recipe, *, workers: int, **arguments):
@@ -203,6 +205,7 @@ class WorkerLoader(Loader):
         shape = (max(1, _AHEAD * workers), largest, *split.images.shape[1:])
         self._pool = None
         if workers == 0:
+            process.keep_freed_memory()
             self._ring = np.empty(shape, np.uint8)
             return
         # Started from a clean process: a fork of this one would carry its threads' locks along.
@@ -234,11 +237,10 @@ class WorkerLoader(Loader):
                 start_next()
             while running:
                 slot, job, future = running.popleft()
-                targets = (
-                    process.fill(self._ring[slot], job, self._source)
-                    if future is None
-                    else Targets(*map(torch.from_numpy, future.result()))
-                )
+                if future is None:
+                    targets = process.fill(self._ring[slot], job, self._source)
+                else:
+                    targets = Targets(*map(torch.from_numpy, _result(future)))
                 images = torch.from_numpy(self._ring[slot, : len(job.images)])
                 batch = _batch(images, targets, job.images, self.device)
                 start_next()  # the slot is free again: the batch is a copy
@@ -250,6 +252,16 @@ class WorkerLoader(Loader):
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+
+def _result(future: Future) -> tuple[np.ndarray, ...]:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a process that augments images died, most likely for want of memory, so use fewer "
+            "workers or a smaller batch"
+        ) from error
 
 
 def _batch(images: Tensor, targets: Targets, ids: np.ndarray, device: torch.device) -> Batch:

@@ -143,7 +143,7 @@ def _canvas(drawn: Draw, side: int) -> np.ndarray:
 
 def _mixup(drawn: Draw, source_px: int, side: int) -> np.ndarray:
     """[B, 2, 3] mixup source to output: zoomed, perhaps flipped, a crop of it, flipped again."""
-    scaled = np.floor(drawn.mixup_scale * side)
+    scaled = np.floor(drawn.mixup_scale * side).clip(min=1)
     matrix = np.zeros((len(scaled), 2, 3))
     matrix[:, 0, 0] = matrix[:, 1, 1] = scaled / source_px
     matrix = _flip(matrix, drawn.mixup_flip, scaled)

@@ -89,7 +89,7 @@ def decode(data: bytes, name: str, height: int = 0, width: int = 0) -> np.ndarra
     Raises ValueError, naming the file, where it is no image, cut off, or of another size.
     """
     cut_off = (data[:2] == b"\xff\xd8" and not _jpeg_ends(data)) or (
-        data[:4] == b"\x89PNG" and b"IEND" not in data[-64:]
+        data[:4] == b"\x89PNG" and b"IEND\xaeB`\x82" not in data
     )
     if cut_off:
         raise ValueError(f"{name} is cut off: the image file ends before its picture does")

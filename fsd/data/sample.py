@@ -100,30 +100,38 @@ def _taps(at: Tensor, low: Tensor, high: Tensor) -> tuple[tuple[Tensor, Tensor],
 
 
 def _shift_hsv(image: Tensor, shift: Tensor) -> Tensor:
-    """Add [B, 3] to hue, saturation and value of [B, S, S, 3] BGR, in OpenCV's whole steps."""
-    add = shift.float()[:, :, None, None]
-    blue, green, red = image.unbind(-1)
-    value = image.amax(-1)
-    chroma = value - image.amin(-1)
-    some = chroma.clamp(min=1)  # a grey pixel has no hue: all differences are 0
+    """Add [B, 3] to hue, saturation and value of [B, S, S, 3] BGR.
+
+    In whole steps of 2 degrees and 1 / 255, rounded as OpenCV rounds them on the CPU: there, the
+    division by chroma or value is a product with an integer of 12 binary places.
+    """
+    add = shift.int()[:, :, None, None]
+    blue, green, red = image.int().unbind(-1)
+    value = torch.maximum(torch.maximum(blue, green), red)
+    chroma = value - torch.minimum(torch.minimum(blue, green), red)
     hue = torch.where(
         value == red,
-        (green - blue) / some,
-        torch.where(value == green, 2 + (blue - red) / some, 4 + (red - green) / some),
+        green - blue,
+        torch.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma),
     )
-    # Halves go away from the direction of the shift, as on the CPU (see _shift_colours).
-    hue = torch.where(add[:, 0] < 0, (30 * hue - 0.5).ceil(), _whole(30 * hue))
-    hue = hue + add[:, 0]
-    saturation = (_whole(255 * chroma / value.clamp(min=1)) + add[:, 1]).clamp(0, 255)
-    bright = (value + add[:, 2]).clamp(0, 255)
+    hue = _divided(30, hue, chroma) + add[:, 0]
+    saturation = (_divided(255, chroma, value) + add[:, 1]).clamp(0, 255)
+    value = (value + add[:, 2]).clamp(0, 255).float()
+
     sector = hue / 30
-    chroma = bright * saturation / 255
+    chroma = value * saturation / 255
     channels = []
     for start in (1, 3, 5):  # blue, green, red
         away = (sector + start).remainder(6)
-        channels.append(bright - chroma * torch.minimum(away, 4 - away).clamp(0, 1))
-    shifted = _whole(torch.stack(channels, -1))
+        channels.append(value - chroma * torch.minimum(away, 4 - away).clamp(0, 1))
+    shifted = torch.stack(channels, -1).floor()  # here OpenCV cuts the fraction off
     return torch.where((shift != 0).any(1)[:, None, None, None], shifted, image)
+
+
+def _divided(factor: int, part: Tensor, whole: Tensor) -> Tensor:
+    """factor * part / whole to the nearest whole number, where 0 / 0 is 0."""
+    inverse = ((factor << 12) / whole.clamp(min=1)).round().int()
+    return (part * inverse + (1 << 11)) >> 12
 
 
 def _whole(value: Tensor) -> Tensor:

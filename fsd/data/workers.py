@@ -2,6 +2,8 @@
 time into a buffer shared with the loader."""
 
 import ctypes
+import functools
+from dataclasses import replace
 from mmap import mmap
 from typing import NamedTuple
 
@@ -39,23 +41,21 @@ class Source(NamedTuple):
 
 
 class Shipped:
-    """A source on its way to another process: a memory map is opened there again, not copied."""
+    """A source that can travel to another process: a memory map is opened there, not copied."""
 
     def __init__(self, source: Source):
-        self.source = source
-
-    def __getstate__(self) -> tuple:
-        split, partners = self.source
-        images = split.images
+        images = source.split.images
+        self._source, self._place = source, None
         if isinstance(images, np.memmap) and isinstance(images.base, mmap):  # whole, not a part
-            place = (images.filename, images.dtype, "r", images.offset, images.shape)
-            return changed(split, images=None), partners, place
-        return split, partners, None
+            self._place = (images.filename, images.dtype, "r", images.offset, images.shape)
+            self._source = source._replace(split=replace(source.split, images=None))
 
-    def __setstate__(self, state: tuple) -> None:
-        split, partners, place = state
-        images = split.images if place is None else np.memmap(*place)
-        self.source = Source(changed(split, images=images), partners)
+    def open(self) -> Source:
+        """The source; raises where its file cannot be opened."""
+        if self._place is None:
+            return self._source
+        split = replace(self._source.split, images=np.memmap(*self._place))
+        return self._source._replace(split=split)
 
 
 def fill(buffer: np.ndarray, job: Job, source: Source) -> Targets:
@@ -65,25 +65,36 @@ def fill(buffer: np.ndarray, job: Job, source: Source) -> Targets:
     return apply_many(draws, job.recipe, source.split, partners=source.partners, out=out)[1]
 
 
-def changed(split: Split, **fields) -> Split:
-    """The split with other fields. (`_replace` minds that its length is the number of images.)"""
-    return Split(**{**split._asdict(), **fields})
+def keep_freed_memory() -> None:
+    """Let this process reuse the memory of images that it frees.
+
+    The C library hands large blocks back to the system at once, and takes for large what is at
+    least the largest freed so far. So a block larger than any image is freed here; without it, page
+    faults doubled a worker's time per image.
+    """
+    np.empty(16 << 20, np.uint8)
 
 
-_source: Source
+_shipped: Shipped
 _ring: np.ndarray  # [slots, n, S, S, 3] uint8
 
 
 def start(shipped: Shipped, memory: ctypes.Array, shape: tuple[int, ...]) -> None:
     """Make this process a worker: one thread, and the ring of buffers that lies in `memory`."""
-    global _source, _ring
+    global _shipped, _ring
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    _source = shipped.source
+    keep_freed_memory()
+    _shipped = shipped
     _ring = np.frombuffer(memory, np.uint8).reshape(shape)
 
 
 def work(job: Job, slot: int) -> tuple[np.ndarray, ...]:
     """In a worker: fill a slot of the ring, return the targets (boxes, labels)."""
     # As arrays: tensors would travel as file descriptors of shared memory.
-    return tuple(part.numpy() for part in fill(_ring[slot], job, _source))
+    return tuple(part.numpy() for part in fill(_ring[slot], job, _source()))
+
+
+@functools.cache
+def _source() -> Source:
+    return _shipped.open()  # not in `start`: an error there would end the process unexplained

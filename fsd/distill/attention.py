@@ -1,55 +1,157 @@
-"""Attention and global context, shared by FGD and the FSD family (Yang et al., CVPR 2022, section 3)."""
+"""Attention and global relation, shared by FGD and the FSD family (arXiv 2111.11837, section 3).
+
+Both need only sums over a student's and a teacher's map. `statistics` takes them all in one visit and
+returns small tensors, on which the formulas stand as in the paper.
+"""
+
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fsd.distill.groups import groups
+
+Attention = tuple[Tensor, Tensor]  # spatial [B, H, W] and channel [B, C]; the mean of each is 1
 
 
-def attention(x: Tensor, temp: float) -> tuple[Tensor, Tensor]:
-    """Spatial [B, H, W] and channel [B, C] attention of a map [B, C, H, W]; their means are 1."""
-    magnitude = x.abs()
-    batch, channels, height, width = x.shape
-    spatial = torch.softmax(magnitude.mean(1).flatten(1) / temp, -1) * (height * width)
-    channel = torch.softmax(magnitude.mean((2, 3)) / temp, -1) * channels
-    return spatial.view(batch, height, width), channel
+class Statistics(NamedTuple):
+    """Sums over a student's map s and a teacher's map t, both [B, C, H, W]."""
+
+    by_position: Tensor  # [B, H, W]: |s| over the channels
+    by_channel: Tensor  # [B, C]: |s| over the positions
+    difference: Tensor  # [B, C]: s - t over the positions
+    squares: Tensor  # [B, C]: (s - t)^2 over the positions
+    weighted: Tensor  # [B, H, W]: channel weight times (s - t)^2 over the channels
 
 
-def attention_difference(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
-    """L1 distance of both attentions (spatial, channel), summed, per image of the batch."""
-    (spatial_s, channel_s), (spatial_t, channel_t) = student, teacher
-    total = (spatial_s - spatial_t).abs().sum() + (channel_s - channel_t).abs().sum()
-    return total / spatial_s.shape[0]
+def statistics(student: Tensor, teacher: Tensor, channel: Tensor | None = None) -> Statistics:
+    """Those sums; the gradient goes to the student alone. channel [B, C]: weight of `weighted`."""
+    channel = None if channel is None else channel.detach()
+    return Statistics(*_Statistics.apply(student, teacher.detach(), channel))
 
 
-def context(x: Tensor, logits: Tensor) -> Tensor:
-    """[B, C]: x [B, C, H, W] averaged over positions with weights softmax(logits [B, 1, H, W])."""
-    weights = torch.softmax(logits.flatten(2), -1)
-    return torch.bmm(x.flatten(2), weights.transpose(1, 2)).squeeze(-1)
+def attention(x: Tensor, temp: float) -> Attention:
+    """Attention of a map [B, C, H, W] that needs no gradient, the teacher's."""
+    flat = x.detach().flatten(2)
+    by_position, by_channel = flat.new_zeros(x.shape[0], flat.shape[2]), []
+    for group in groups(flat):
+        magnitude = flat[:, group].abs()
+        by_position += magnitude.sum(1)
+        by_channel.append(magnitude.sum(-1))
+    return _attention(by_position.view(x[:, 0].shape), torch.cat(by_channel, 1), temp)
 
 
-def mask_convolution(channels: int) -> nn.Conv2d:
-    """The 1x1 convolution that scores positions. No bias: a softmax over positions cancels it."""
-    layer = nn.Conv2d(channels, 1, 1, bias=False)
-    nn.init.kaiming_normal_(layer.weight, mode="fan_in")
-    return layer
+def student_attention(of: Statistics, temp: float) -> Attention:
+    """Attention of the student's map, with its gradient."""
+    return _attention(of.by_position, of.by_channel, temp)
 
 
-def channel_add(channels: int) -> nn.Sequential:
-    """Bottleneck from a context to what is added to each channel; zero at the start."""
-    hidden = max(channels // 2, 1)
-    layers = nn.Sequential(
-        nn.Conv2d(channels, hidden, 1),
-        nn.LayerNorm([hidden, 1, 1]),
-        nn.ReLU(),
-        nn.Conv2d(hidden, channels, 1),
-    )
-    nn.init.zeros_(layers[-1].weight)
-    nn.init.zeros_(layers[-1].bias)
-    return layers
+def attention_difference(student: Attention, teacher: Attention) -> Tensor:
+    """L1 distance of both attentions, summed, per image of the batch."""
+    distance = sum((s - t).abs().sum() for s, t in zip(student, teacher, strict=True))
+    return distance / len(student[0])
 
 
-def relation_difference(
-    student: Tensor, teacher: Tensor, added_student: Tensor, added_teacher: Tensor
-) -> Tensor:
-    """Squared distance of the maps [B, C, H, W], each plus its added [B, C], per image of the batch."""
-    added = (added_student - added_teacher)[..., None, None]
-    return (student - teacher + added).square().sum() / student.shape[0]
+def relation_difference(of: Statistics, added_student: Tensor, added_teacher: Tensor) -> Tensor:
+    """Squared distance of the two maps, to each channel of which [B, C] is added, per image."""
+    added = added_student - added_teacher
+    positions = of.by_position[0].numel()
+    squares = of.squares + 2 * added * of.difference + positions * added.square()
+    return squares.sum() / len(added)
+
+
+def context(x: Tensor, mask_weight: Tensor) -> Tensor:
+    """[B, C]: a map [B, C, H, W] averaged with weights softmax(mask_weight [C] . x) over positions."""
+    return _Context.apply(x, mask_weight)
+
+
+def _attention(by_position: Tensor, by_channel: Tensor, temp: float) -> Attention:
+    channels, positions = by_channel.shape[1], by_position[0].numel()
+    spatial = torch.softmax(by_position.flatten(1) / channels / temp, -1) * positions
+    channel = torch.softmax(by_channel / positions / temp, -1) * channels
+    return spatial.view_as(by_position), channel
+
+
+class _Statistics(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, channel: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        shape = student.shape
+        student, teacher = student.contiguous().flatten(2), teacher.contiguous().flatten(2)
+        ctx.save_for_backward(student, teacher, channel)
+        by_position = student.new_zeros(student[:, 0].shape)
+        weighted = torch.zeros_like(by_position)
+        rows = []
+        for group in groups(student):
+            s, t = student[:, group], teacher[:, group]
+            magnitude = s.abs()
+            by_position += magnitude.sum(1)
+            by_channel = magnitude.sum(-1)
+            distance = torch.sub(s, t, out=magnitude)
+            difference = distance.sum(-1)
+            squares = distance.square_()
+            rows.append((by_channel, difference, squares.sum(-1)))
+            if channel is not None:
+                weighted += squares.mul_(channel[:, group].unsqueeze(-1)).sum(1)
+        by_channel, difference, squares = (torch.cat(parts, 1) for parts in zip(*rows, strict=True))
+        grid = shape[0], *shape[2:]
+        return by_position.view(grid), by_channel, difference, squares, weighted.view(grid)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,
+        by_position: Tensor,
+        by_channel: Tensor,
+        difference: Tensor,
+        squares: Tensor,
+        weighted: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        student, teacher, channel = ctx.saved_tensors
+        gradient = torch.empty_like(student)
+        magnitude = by_position.flatten(1).unsqueeze(1)
+        by_channel, difference = by_channel.unsqueeze(-1), difference.unsqueeze(-1)
+        squares, weighted = 2 * squares.unsqueeze(-1), 2 * weighted.flatten(1).unsqueeze(1)
+        for group in groups(student):
+            s = student[:, group]
+            g = s - teacher[:, group]
+            if channel is None:
+                g.mul_(squares[:, group])
+            else:
+                factor = weighted * channel[:, group].unsqueeze(-1)
+                g.mul_(factor.add_(squares[:, group]))
+            g.add_(difference[:, group])
+            slope = magnitude + by_channel[:, group]
+            torch.addcmul(g, s.sign(), slope, out=gradient[:, group])
+        return gradient.view(len(gradient), -1, *by_position.shape[1:]), None, None
+
+
+class _Context(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask_weight: Tensor) -> Tensor:
+        flat = x.contiguous().flatten(2)
+        weights = torch.softmax(torch.bmm(mask_weight.expand(len(x), 1, -1), flat), -1)
+        ctx.save_for_backward(flat, mask_weight, weights)
+        ctx.shape = x.shape
+        return torch.cat([(flat[:, group] * weights).sum(-1) for group in groups(flat)], 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        flat, mask_weight, weights = ctx.saved_tensors
+        slope = torch.bmm(upstream.unsqueeze(1), flat)  # by the weights, [B, 1, P]
+        logits = weights * (slope - (weights * slope).sum(-1, keepdim=True))
+        for_mask = (
+            torch.cat([(flat[:, group] * logits).sum((0, 2)) for group in groups(flat)])
+            if ctx.needs_input_grad[1]
+            else None
+        )
+        if not ctx.needs_input_grad[0]:
+            return None, for_mask
+        gradient = torch.empty_like(flat)
+        for group in groups(flat):
+            torch.mul(weights, upstream[:, group].unsqueeze(-1), out=gradient[:, group])
+            gradient[:, group] += logits * mask_weight[group].unsqueeze(-1)
+        return gradient.view(ctx.shape), for_mask

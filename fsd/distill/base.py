@@ -1,4 +1,4 @@
-"""What every distillation method is: a module from two sets of feature maps to a dict of loss terms."""
+"""What every distillation method is: a module from two sets of maps to a dict of loss terms."""
 
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal, NamedTuple
@@ -18,27 +18,23 @@ class Scene(NamedTuple):
     scale: tuple[float, float] = (
         1.0,
         1.0,
-    )  # y, x: by what a multi-scale step resized image and boxes
+    )  # y, x: resizing by a multi-scale step
 
 
 class Distiller(nn.Module):
-    """Base of all methods. A method implements `level`, or `forward` where it is not level by level.
+    """Base of all methods: they implement `level`, or `forward` where it is not level by level.
 
     The teacher never gets a gradient, and terms are computed in float32 (float64 for float64
     features) whatever the autocast. A batch standardised over its images is this process's batch.
     """
 
-    site: ClassVar[Literal["features", "head"]] = "features"  # "head": gets both networks' Outputs
+    site: ClassVar[Literal["features", "head"]] = "features"  # "head": gets both Outputs
     needs_teacher: ClassVar[bool] = True
-    couples_batch: bool = (
-        False  # does an image's gradient depend on its neighbours? (of the instance)
-    )
-    zero_when_equal: ClassVar[
-        bool
-    ]  # zero loss where the (unaligned) student's maps are the teacher's
-    unused_parameters: ClassVar[tuple[str, ...]] = ()  # suffixes of parameters that get no gradient
     summary: ClassVar[str]
     source: ClassVar[str]
+    # of the instance, as they may hang on a hyper-parameter:
+    couples_batch: bool = False  # an image's gradient depends on its neighbours
+    zero_when_equal: bool  # as built, no loss where the student's maps are the teacher's
 
     def __init__(self, student_channels: Sequence[int], teacher_channels: Sequence[int]):
         super().__init__()
@@ -100,11 +96,30 @@ class Distiller(nn.Module):
             )
 
 
-def alignment(student_channels: int, teacher_channels: int) -> nn.Module:
-    """1x1 convolution with bias to the teacher's channel count; nothing where the counts agree."""
+class Alignment(nn.Conv2d):
+    """1x1 convolution, as a matrix product: on a CPU that saves rearranging the maps."""
+
+    def __init__(self, student_channels: int, teacher_channels: int, bias: bool):
+        super().__init__(student_channels, teacher_channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C_s, H, W] to [B, C_t, H, W]."""
+        matrix = self.weight.flatten(1).expand(len(x), -1, -1)
+        if self.bias is None:
+            out = torch.bmm(matrix, x.flatten(2))
+        else:
+            out = torch.baddbmm(self.bias[:, None], matrix, x.flatten(2))
+        return out.unflatten(2, x.shape[2:])
+
+
+def alignment(student_channels: int, teacher_channels: int, bias: bool = True) -> nn.Module:
+    """1x1 convolution to the teacher's channel count; nothing where the counts agree.
+
+    Without bias for losses that do not see a constant added to a channel.
+    """
     if student_channels == teacher_channels:
         return nn.Identity()
-    return nn.Conv2d(student_channels, teacher_channels, 1)
+    return Alignment(student_channels, teacher_channels, bias)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

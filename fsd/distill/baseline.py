@@ -1,4 +1,4 @@
-"""No distillation: the student alone. A null object, so that nothing has to ask whether there is one."""
+"""No distillation: the student alone."""
 
 from torch import Tensor
 
@@ -7,6 +7,8 @@ from fsd.types import Features, Targets
 
 
 class Baseline(Distiller):
+    """A null object, so that nothing has to ask whether there is a distiller."""
+
     summary = "the student alone"
     source = "-"
     needs_teacher = False

@@ -6,15 +6,13 @@ happen while it is in the cache, and the gradient is formed in the same visit. T
 in tests/plain_losses.py, which the tests hold this against.
 """
 
-from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CPU_ELEMENTS = 1 << 20  # of one group of channels: six buffers of that size fit into a large cache
-GPU_ELEMENTS = 1 << 26
+from fsd.distill.groups import groups
 
 Over = Literal["batch", "image", "none"]
 
@@ -46,15 +44,6 @@ def divergence(
     return _Divergence.apply(student, teacher.detach(), settings, channel, *weights)
 
 
-def groups(like: Tensor) -> Iterator[slice]:
-    """Slices of the channels of a map [B, C, ...] whose elements are worth visiting together."""
-    channels = like.shape[1]
-    limit = CPU_ELEMENTS if like.device.type == "cpu" else GPU_ELEMENTS
-    step = min(max(1, limit * channels // max(like.numel(), 1)), channels)
-    for first in range(0, channels, step):
-        yield slice(first, min(first + step, channels))
-
-
 class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -74,7 +63,9 @@ class _Divergence(torch.autograd.Function):
         for group in groups(student):
             s, t = student[:, group], teacher[:, group]
             if scratch is None or scratch[0].shape != s.shape:
-                scratch = [torch.empty_like(s, memory_format=torch.contiguous_format) for _ in "abcd"]
+                scratch = [
+                    torch.empty_like(s, memory_format=torch.contiguous_format) for _ in range(5)
+                ]
             rows = None if channel is None else channel[:, group].unsqueeze(-1)
             for i, weight in enumerate(weights):
                 t_logits = _scaled(t, weight, rows, settings, scratch[0]).logits
@@ -155,7 +146,7 @@ def _one_group(
     p_t = torch.softmax(teacher, -1, out=scratch[2])
     p_s = torch.softmax(logits, -1, out=scratch[3])
     if settings.eps > 0:
-        value, g = _with_eps(p_s, p_t, settings.eps, teacher, slope)
+        value, g = _with_eps(p_s, p_t, settings.eps, teacher, scratch[4], slope)
     else:
         # log p = logits - logsumexp, and logsumexp follows from the largest probability
         top = (logits.amax(-1) - p_s.amax(-1).log()) - (teacher.amax(-1) - p_t.amax(-1).log())
@@ -173,10 +164,10 @@ def _one_group(
 
 
 def _with_eps(
-    p_s: Tensor, p_t: Tensor, eps: float, free: Tensor, slope: bool
+    p_s: Tensor, p_t: Tensor, eps: float, free: Tensor, free_too: Tensor, slope: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The same where eps is added inside the logarithms; overwrites all it gets."""
-    low = p_s + eps
+    low = torch.add(p_s, eps, out=free_too)
     value = torch.add(p_t, eps, out=free).div_(low).log_().mul_(p_t).sum(-1).double().sum()
     if not slope:
         return value, None

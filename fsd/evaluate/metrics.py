@@ -100,12 +100,16 @@ def coco_ap(
     if engine == "pycocotools":
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
+
+        quiet = contextlib.redirect_stdout(io.StringIO())
     else:
         from faster_coco_eval import COCO
         from faster_coco_eval import COCOeval_faster as COCOeval
 
+        quiet = contextlib.nullcontext()  # it logs, below the level that is shown
+
     # Half a million small dicts: the collector would walk through all of them again and again.
-    with _collector_paused(), contextlib.redirect_stdout(io.StringIO()):
+    with _collector_paused(), quiet:
         sets = []
         for annotations in (_truth_annotations(truth), _found_annotations(found)):
             coco = COCO()

@@ -1,13 +1,15 @@
 """Detectors from their description, and from a weights file of this project."""
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from fsd.models.inputs import Normalise
-from fsd.models.weights import load_weights, read_description
+from fsd.models.weights import load_weights
 from fsd.models.yolox import SIZES, YOLOX
 
 
@@ -28,7 +30,12 @@ def load_detector(path: Path) -> tuple[nn.Sequential, dict[str, Any]]:
 
     The description holds run, data (classes, input_px), network and recipe, as in params.yaml.
     """
-    meta = read_description(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file at {path}")
+    try:
+        meta = torch.load(path, map_location="cpu", weights_only=True)["meta"]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a weights.pt of a run of this project") from error
     network = build_network(meta["network"], len(meta["data"]["classes"]))
     load_weights(network, path)
     return nn.Sequential(build_normalise(meta["recipe"]), network).eval(), meta

@@ -21,7 +21,8 @@ class ConvBlock(nn.Module):
         self.bn = nn.BatchNorm2d(cout, eps=BN_EPS, momentum=BN_MOMENTUM)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(self.bn(self.conv(x)), inplace=True)
+        # In place only without gradients: autograd would first have to copy the input it keeps.
+        return F.silu(self.bn(self.conv(x)), inplace=not torch.is_grad_enabled())
 
 
 class DepthwiseBlock(nn.Module):

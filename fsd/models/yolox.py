@@ -3,10 +3,14 @@
 Equal to the official repository in module names, initialisation and numbers.
 """
 
+import copy
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from fsd.models.darknet import ConvBlock
 from fsd.models.head import STRIDES, Head, decode, make_points
 from fsd.models.pafpn import PAFPN
 from fsd.types import Outputs
@@ -31,13 +35,15 @@ SIZES = {
 
 
 class YOLOX(nn.Module):
-    """Images [B, 3, H, W] in 0..255 to Outputs, the same in training and evaluation mode."""
+    """Images [B, 3, H, W] in 0..255, of any dtype, to Outputs, the same in training and evaluation
+    mode."""
 
     def __init__(self, num_classes: int, *, depth: float, width: float, depthwise: bool = False):
         super().__init__()
         self.num_classes = num_classes
         self.backbone = PAFPN(depth, width, depthwise)
         self.head = Head(num_classes, self.backbone.channels, width, depthwise)
+        self.to(memory_format=torch.channels_last)  # the faster layout, on CPUs and GPUs alike
 
     @property
     def neck_channels(self) -> tuple[int, int, int]:
@@ -57,8 +63,24 @@ class YOLOX(nn.Module):
                 f"an image of {width}x{height} pixels does not fit the detector: make both sides "
                 f"multiples of {STRIDES[-1]}"
             )
-        neck = self.backbone(images)
+        neck = self.backbone(images.to(self.backbone.backbone.stem.conv.conv.weight.dtype))
         stems, box_deltas, obj_logits, cls_logits = self.head(neck)
         points = make_points(neck)
         boxes = decode(points, box_deltas)
         return Outputs(neck, stems, points, box_deltas, obj_logits, cls_logits, boxes)
+
+
+def for_inference(model: YOLOX, *, dtype: torch.dtype | None = None) -> YOLOX:
+    """A frozen copy in evaluation mode with batch norms folded into their convolutions.
+
+    With `dtype` (bfloat16, say) backbone, neck and head are stored in it and need no autocast,
+    which would convert all weights on every call; the predictions stay float32. Its state dict is
+    not that of a YOLOX any more.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    for block in [m for m in model.modules() if isinstance(m, ConvBlock)]:
+        block.conv = fuse_conv_bn_eval(block.conv, block.bn).to(
+            dtype=dtype, memory_format=torch.channels_last
+        )
+        block.bn = nn.Identity()
+    return model.requires_grad_(False)

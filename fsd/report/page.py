@@ -53,7 +53,9 @@ def page(
     for heading, path in previews.items():
         text = html.escape(heading)
         image = _embed(path.read_bytes(), "jpeg")
-        parts.append(f'<h3>{text}</h3><div class="scroll strip"><img alt="{text}" src="{image}"></div>')
+        parts.append(
+            f'<h3>{text}</h3><div class="scroll strip"><img alt="{text}" src="{image}"></div>'
+        )
     facts = "".join(
         f"<li>{html.escape(k)}: {html.escape(str(v))}</li>" for k, v in made.items() if v
     )

@@ -37,7 +37,9 @@ def main_table(
             shared = own.index.intersection(base.index)
             for metric in METRICS:
                 differs = method not in (TEACHER, BASELINE) and len(shared)
-                difference = (own[metric] - base[metric]).loc[shared].mean() if differs else math.nan
+                difference = (
+                    (own[metric] - base[metric]).loc[shared].mean() if differs else math.nan
+                )
                 line[f"delta_{metric}"] = difference
             name = params.datasets[dataset].paper
             for column, metric in (("paper_ap", "ap"), ("paper_delta_ap", "delta_ap")):

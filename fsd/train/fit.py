@@ -19,7 +19,7 @@ from fsd.models.build import build_network, build_normalise
 from fsd.models.criterion import Criterion
 from fsd.models.inputs import Normalise
 from fsd.models.weights import load_weights
-from fsd.models.yolox import YOLOX
+from fsd.models.yolox import YOLOX, for_inference
 from fsd.params import Params
 from fsd.runs import Run, resolve, teacher_run, to_json, write_atomically
 from fsd.train import checkpoint, store
@@ -130,7 +130,7 @@ def _train(
     dtype = autocast_dtype(train["precision"], on)
     parts = build(plan)
     module = parts.module.to(on, memory_format=torch.channels_last)
-    teacher = parts.teacher and parts.teacher.to(on, memory_format=torch.channels_last)
+    teacher = parts.teacher and for_inference(parts.teacher, dtype=dtype).to(on)
     normalise = parts.normalise.to(on)
     optimizer = build_optimizer(
         module, lr=train["lr"], momentum=train["momentum"], weight_decay=train["weight_decay"]

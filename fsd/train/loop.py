@@ -22,13 +22,44 @@ from fsd.types import Batch, Features, Outputs, Targets
 NOTE_EVERY = 20  # steps between looks at the loss: each look waits for the device
 
 
-class NotFiniteError(RuntimeError):
+class NotFiniteError(ArithmeticError):
     """A loss term became NaN or infinite; the last epoch's state is intact."""
 
 
 def pick(outputs: Outputs, site: str) -> Features | Outputs:
     """What a distiller with that site looks at: 'stems', 'neck', or all outputs ('head')."""
     return outputs if site == "head" else getattr(outputs, site)
+
+
+class _SameLayout(torch.autograd.Function):
+    """The identity; its gradient takes the tensor's own memory layout.
+
+    Gradients of a feature map from the head and from a distiller are added in the layout of the one
+    that comes first, and the layout chooses the kernels of everything before it. Without this, a
+    distiller of weight 0 would change the student's gradients in their last bits.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        layout = torch.channels_last if ctx.channels_last else torch.contiguous_format
+        return gradient.contiguous(memory_format=layout)
+
+
+def branch(outputs: Outputs, site: str) -> Features | Outputs:
+    """`pick` for the student, whose gradient then joins the detection losses' in their layout."""
+    picked = pick(outputs, site)
+    parts = [
+        type(part)(*map(_SameLayout.apply, part))
+        if isinstance(part, tuple)
+        else _SameLayout.apply(part)
+        for part in picked
+    ]
+    return type(picked)(*parts)
 
 
 class TrainModule(nn.Module):
@@ -53,7 +84,7 @@ class TrainModule(nn.Module):
         if teacher is not None:
             size = (images.shape[-2], images.shape[-1])
             terms |= self.distiller(
-                pick(outputs, self.site), pick(teacher, self.site), targets, size
+                branch(outputs, self.site), pick(teacher, self.site), targets, size
             )
         return terms
 

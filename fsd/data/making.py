@@ -1,0 +1,187 @@
+"""From records to arrays on disk, in several processes: see store.py for who asks and why."""
+
+import hashlib
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from fsd.data import figures
+from fsd.data.archive import Source
+from fsd.data.records import Record, clean, decode
+
+PAD = 114  # grey beside a letterboxed image, as in YOLOX
+CHUNK = 16  # images a process takes at a time
+WORTH_A_PROCESS = 500  # images: starting a process takes seconds
+
+
+Fit = tuple[float, int, int]  # scale, height and width of a letterboxed image: a boxes.Letterbox
+
+
+class Job(NamedTuple):
+    """One image to be made."""
+
+    split: str
+    index: int  # in the split
+    record: Record | None  # None: draw a figure
+
+
+class Work(NamedTuple):
+    """What all jobs share; it goes to every process once."""
+
+    folder: Path
+    size: int  # side of the letterboxed image
+    start: dict[str, int]  # split -> bytes before the first image in its array file
+    source: Source | None
+    seed: int  # of the figures
+    fits: dict[tuple[int, int], Fit]  # of the sizes that the annotations tell
+
+
+class Made(NamedTuple):
+    """What is known of an image once it lies in the array."""
+
+    height: int  # of the original image
+    width: int
+    scale: float  # letterboxed pixels per original pixel
+    boxes: np.ndarray  # [n, 4] float32 in original pixels, cut at the edges
+    labels: np.ndarray  # [n] int64
+    difficult: np.ndarray  # [n] bool
+    dropped: int  # boxes left out for want of an area
+    digest: str  # of the decoded pixels
+
+
+def array_path(folder: Path, split: str) -> Path:
+    return folder / f"{split}.images.npy"
+
+
+def targets_path(folder: Path, split: str) -> Path:
+    return folder / f"{split}.targets.npz"
+
+
+def start_array(path: Path, shape: tuple[int, ...]) -> int:
+    """Write the head of a uint8 array file of that shape; returns the head's length.
+
+    The rest is written later, not mapped: where the disk is full a write fails with an error, while
+    touching a mapped page kills the process.
+    """
+    with path.open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        start = file.tell()
+        file.truncate(start + int(np.prod(shape)))
+    return start
+
+
+def run(work: Work, jobs: Sequence[Job], workers: int | None = None) -> Iterator[tuple[Job, Made]]:
+    """Do all jobs and yield them in order; the first error, in that order, ends it.
+
+    workers: processes; 1 works in this one, None takes the CPUs where there is enough to do.
+    """
+    if workers is None:
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        workers = min(cpus or 1, len(jobs) // WORTH_A_PROCESS)
+    if workers <= 1:
+        for job in jobs:
+            yield job, make(work, job)
+        return
+    chunks = [jobs[i : i + CHUNK] for i in range(0, len(jobs), CHUNK)]
+    workers = min(workers, len(chunks))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (work,))
+    try:
+        for chunk, made in zip(chunks, pool.map(_make_chunk, chunks), strict=True):
+            yield from zip(chunk, made, strict=True)
+    except BrokenProcessPool:
+        raise ValueError(
+            "a process that decodes images died, perhaps for want of memory: try fewer workers"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_work: Work  # of this worker process
+
+
+def _begin(work: Work) -> None:
+    global _work
+    _work = work
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which stops us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot stop us, and nothing else would."""
+    parent_process().join()
+    os._exit(1)
+
+
+def _make_chunk(jobs: Sequence[Job]) -> list[Made]:
+    return [make(_work, job) for job in jobs]
+
+
+def make(work: Work, job: Job) -> Made:
+    """Decode or draw one image, letterbox it and write it to its place in the array."""
+    if job.record is None:
+        seed = figures.split_seed(work.seed, job.split)
+        image, boxes, labels = figures.scene(seed, job.index, work.size)
+        truth = boxes, labels, np.zeros(len(labels), bool), 0
+    else:
+        assert work.source is not None
+        data = work.source.read(job.record.image)
+        image = decode(data, job.record.image, job.record.height, job.record.width)
+        truth = clean(job.record, *image.shape[:2])
+    height, width = image.shape[:2]
+    scale, *fit = (
+        work.fits.get((height, width)) or fits([(height, width)], work.size)[height, width]
+    )
+    canvas = letterboxed(image, work.size, *fit)
+    with array_path(work.folder, job.split).open("r+b") as file:
+        file.seek(work.start[job.split] + job.index * canvas.nbytes)
+        file.write(canvas)
+    digest = hashlib.sha256(f"{height}x{width}:".encode())
+    digest.update(image)
+    return Made(height, width, scale, *truth, digest.hexdigest())
+
+
+def fits(sizes: Iterable[tuple[int, int]], size: int) -> dict[tuple[int, int], Fit]:
+    """How images of these heights and widths fit into a square, where they have any area."""
+    # Not imported above: it loads torch, which takes each process seconds and few need.
+    from fsd.boxes import letterbox
+
+    return {(h, w): tuple(letterbox(h, w, size)) for h, w in set(sizes) if h > 0 and w > 0}
+
+
+def letterboxed(image: np.ndarray, size: int, height: int, width: int) -> np.ndarray:
+    """[H, W, 3] to [size, size, 3] uint8: scaled to height x width (bilinear), at the top left."""
+    canvas = np.full((size, size, 3), PAD, np.uint8)
+    canvas[:height, :width] = cv2.resize(image, (width, height))
+    return canvas
+
+
+def write_targets(
+    path: Path, names: Sequence[str], groups: Sequence[str], made: Sequence[Made]
+) -> None:
+    """All fields of a split.Split but its images and classes, as an npz file."""
+    counts = [len(m.labels) for m in made]
+    original = np.concatenate([m.boxes for m in made]).astype(np.float32)
+    scales = np.array([m.scale for m in made], np.float64)
+    np.savez(
+        path,
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        boxes=(original * np.repeat(scales, counts)[:, None]).astype(np.float32),
+        labels=np.concatenate([m.labels for m in made]).astype(np.int64),
+        difficult=np.concatenate([m.difficult for m in made]).astype(bool),
+        original_boxes=original,
+        sizes=np.array([(m.height, m.width) for m in made], np.int64),
+        scales=scales,
+        names=np.array(names, np.str_),
+        groups=np.array(groups, np.str_),
+    )

@@ -1,0 +1,63 @@
+"""FGD: focal and global distillation (Yang et al., CVPR 2022), the official detection code's form."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from fsd.distill import attention
+from fsd.distill.base import Distiller, Scene, not_negative, positive
+from fsd.distill.focus import FocalLevel
+from fsd.distill.masks import background, box_cells, filled
+
+
+class FGD(Distiller):
+    """temp: of the attention softmaxes; alpha, beta: weights of foreground and background,
+
+    gamma: of the attention difference, lam: of the global relation.
+    """
+
+    summary = "attention-weighted squared error for foreground and background, and relation"
+    source = "arXiv 2111.11837; yzd-v/FGD"
+    zero_when_equal = True
+
+    def __init__(
+        self,
+        student_channels: Sequence[int],
+        teacher_channels: Sequence[int],
+        *,
+        temp: float,
+        alpha: float,
+        beta: float,
+        gamma: float,
+        lam: float,
+    ):
+        super().__init__(student_channels, teacher_channels)
+        positive(temp=temp)
+        not_negative(alpha=alpha, beta=beta, gamma=gamma, lam=lam)
+        self.temp, self.weights = temp, (alpha, beta, gamma, lam)
+        self.levels = nn.ModuleList(map(FocalLevel, student_channels, teacher_channels))
+
+    def level(
+        self, index: int, student: Tensor, teacher: Tensor, scene: Scene
+    ) -> dict[str, Tensor]:
+        parts = self.levels[index]
+        aligned = parts.align(student)
+        focus = spatial, channel = attention.attention(teacher, self.temp)
+        foreground, behind = box_masks(scene, teacher)
+        sums = attention.statistics(aligned, teacher, channel)
+        error = sums.weighted * spatial / len(teacher)
+        own = attention.student_attention(sums, self.temp)
+        alpha, beta, gamma, lam = self.weights
+        return {
+            "fg": alpha * (error * foreground).sum(),
+            "bg": beta * (error * behind).sum(),
+            "attention": gamma * attention.attention_difference(own, focus),
+            "relation": lam * parts.relation(student, aligned, teacher, sums),
+        }
+
+
+def box_masks(scene: Scene, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Foreground and background masks [B, H, W] for a map [B, C, H, W]."""
+    cells = box_cells(scene, tuple(like.shape[2:]), like.dtype, clip=False)
+    foreground = filled(cells, inclusive=True)
+    return foreground, background(foreground)
