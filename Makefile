@@ -1,23 +1,25 @@
 # The two commands are `make demo` and `make test`; both set up .venv first.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV := .venv
+LOCK := requirements.lock
+BIN := $(VENV)/bin
 UV := uv==0.13.9
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo demo-short test test-all lint format lock
+.PHONY: help setup demo demo-short test test-all test-oldest lint format lock
 help:
 	@echo "make demo   set up .venv, run the active experiment of params.yaml, print its table"
-	@echo "make test   set up .venv, run the tests (make test-all: the slow ones too)"
+	@echo "make test   set up .venv, run the tests (make test-all: the slow ones too; make test-oldest)"
 	@echo "make setup  set up .venv alone      make lint  check style      make lock  renew versions"
 
 setup: $(BIN)/.installed
-$(BIN)/.installed: requirements.lock pyproject.toml
+$(BIN)/.installed: $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { echo "Python's venv is missing (on Debian: apt-get install python3-venv)"; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(UV)"
-	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r $(LOCK)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -35,6 +37,10 @@ test: setup
 test-all: setup
 	python -m pytest -m "not gpu and not slurm"
 
+# The same tests on the oldest torch that is supported, in an environment of their own.
+test-oldest:
+	$(MAKE) VENV=.venv-oldest LOCK=requirements-oldest.lock test
+
 lint: setup
 	ruff check .
 	ruff format --check .
@@ -45,7 +51,10 @@ format: setup
 	ruff format .
 	snakefmt Snakefile workflow
 
-# Versions and hashes of everything, for Python 3.11 and newer, with no index address in it.
+# Versions and hashes of everything, for Python 3.11 and newer, with no index address in them.
 lock:
-	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-header --no-annotate --all-extras pyproject.toml requirements.in -o requirements.lock
+	for name in requirements requirements-oldest; do \
+	  $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-header --no-annotate --all-extras pyproject.toml $$name.in \
+	    -o $$name.lock || exit 1; \
+	done

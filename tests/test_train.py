@@ -140,7 +140,10 @@ def test_distillation_changes_the_student_and_exports_a_plain_detector():
 
 
 def test_the_loss_falls():
-    loaded = micro(datasets__micro__teacher__train__epochs=12)
+    loaded = micro(
+        datasets__micro__teacher__train__epochs=30,
+        recipes__yolox_small__augment__mosaic=0.0,
+    )
     prepare(loaded)
     fit.fit(loaded, run(TEACHER), "test")
     losses = [line["loss"] - line["terms"].get("det/l1", 0) for line in log(run(TEACHER))]

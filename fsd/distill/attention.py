@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fsd.distill.groups import groups
+from fsd.distill.kl import Visited
 
 Attention = tuple[Tensor, Tensor]  # spatial [B, H, W] and channel [B, C]; the mean of each is 1
 
@@ -22,13 +23,24 @@ class Statistics(NamedTuple):
     by_channel: Tensor  # [B, C]: |s| over the positions
     difference: Tensor  # [B, C]: s - t over the positions
     squares: Tensor  # [B, C]: (s - t)^2 over the positions
-    weighted: Tensor  # [B, H, W]: channel weight times (s - t)^2 over the channels
+    weighted: Tensor | None  # [B, H, W]: channel weight times (s - t)^2 over the channels
+    divergences: tuple[Tensor, ...]  # those of `visited`, now with a gradient
 
 
-def statistics(student: Tensor, teacher: Tensor, channel: Tensor | None = None) -> Statistics:
-    """Those sums; the gradient goes to the student alone. channel [B, C]: weight of `weighted`."""
+def statistics(
+    student: Tensor,
+    teacher: Tensor,
+    channel: Tensor | None = None,
+    visited: Visited | None = None,
+) -> Statistics:
+    """Those sums; the gradient goes to the student alone.
+
+    channel [B, C]: the weight of `weighted`, which is None without. visited: divergences of the same
+    two maps, so that their gradient is formed together with the others'.
+    """
     channel = None if channel is None else channel.detach()
-    return Statistics(*_Statistics.apply(student, teacher.detach(), channel))
+    *sums, weighted, divergences = _Statistics.apply(student, teacher.detach(), channel, visited)
+    return Statistics(*sums, weighted, divergences.unbind())
 
 
 def attention(x: Tensor, temp: float) -> Attention:
@@ -76,13 +88,18 @@ def _attention(by_position: Tensor, by_channel: Tensor, temp: float) -> Attentio
 class _Statistics(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, student: Tensor, teacher: Tensor, channel: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        shape = student.shape
+        ctx: Any,
+        student: Tensor,
+        teacher: Tensor,
+        channel: Tensor | None,
+        visited: Visited | None,
+    ) -> tuple[Tensor | None, ...]:
+        batch, _, *grid = student.shape
         student, teacher = student.contiguous().flatten(2), teacher.contiguous().flatten(2)
-        ctx.save_for_backward(student, teacher, channel)
-        by_position = student.new_zeros(student[:, 0].shape)
-        weighted = torch.zeros_like(by_position)
+        ctx.grid = grid
+        ctx.save_for_backward(student, teacher, channel, *_saved(visited))
+        by_position = student.new_zeros(batch, student.shape[2])
+        weighted = None if channel is None else torch.zeros_like(by_position)
         rows = []
         for group in groups(student):
             s, t = student[:, group], teacher[:, group]
@@ -93,11 +110,13 @@ class _Statistics(torch.autograd.Function):
             difference = distance.sum(-1)
             squares = distance.square_()
             rows.append((by_channel, difference, squares.sum(-1)))
-            if channel is not None:
+            if weighted is not None:
                 weighted += squares.mul_(channel[:, group].unsqueeze(-1)).sum(1)
         by_channel, difference, squares = (torch.cat(parts, 1) for parts in zip(*rows, strict=True))
-        grid = shape[0], *shape[2:]
-        return by_position.view(grid), by_channel, difference, squares, weighted.view(grid)
+        divergences = torch.stack(visited.sums) if visited else student.new_zeros(0)
+        by_position = by_position.view(batch, *grid)
+        weighted = None if weighted is None else weighted.view(batch, *grid)
+        return by_position, by_channel, difference, squares, weighted, divergences
 
     @staticmethod
     @once_differentiable
@@ -107,25 +126,35 @@ class _Statistics(torch.autograd.Function):
         by_channel: Tensor,
         difference: Tensor,
         squares: Tensor,
-        weighted: Tensor,
+        weighted: Tensor | None,
+        divergences: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        student, teacher, channel = ctx.saved_tensors
+        student, teacher, channel, slope, *weights = ctx.saved_tensors
+        factor = (
+            Visited((), slope, tuple(weights)).factor(divergences.unbind()) if weights else None
+        )
         gradient = torch.empty_like(student)
-        magnitude = by_position.flatten(1).unsqueeze(1)
+        by_position = by_position.flatten(1).unsqueeze(1)
         by_channel, difference = by_channel.unsqueeze(-1), difference.unsqueeze(-1)
-        squares, weighted = 2 * squares.unsqueeze(-1), 2 * weighted.flatten(1).unsqueeze(1)
+        squares = 2 * squares.unsqueeze(-1)
         for group in groups(student):
             s = student[:, group]
             g = s - teacher[:, group]
             if channel is None:
                 g.mul_(squares[:, group])
             else:
-                factor = weighted * channel[:, group].unsqueeze(-1)
-                g.mul_(factor.add_(squares[:, group]))
+                each = 2 * weighted.flatten(1).unsqueeze(1) * channel[:, group].unsqueeze(-1)
+                g.mul_(each.add_(squares[:, group]))
             g.add_(difference[:, group])
-            slope = magnitude + by_channel[:, group]
-            torch.addcmul(g, s.sign(), slope, out=gradient[:, group])
-        return gradient.view(len(gradient), -1, *by_position.shape[1:]), None, None
+            if factor is not None:
+                g.addcmul_(slope[:, group], factor)
+            magnitude = by_position + by_channel[:, group]
+            torch.addcmul(g, s.sign(), magnitude, out=gradient[:, group])
+        return gradient.unflatten(2, ctx.grid), None, None, None
+
+
+def _saved(visited: Visited | None) -> tuple[Tensor | None, ...]:
+    return (None,) if visited is None else (visited.slope, *visited.weights)
 
 
 class _Context(torch.autograd.Function):

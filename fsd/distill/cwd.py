@@ -49,7 +49,7 @@ class CWD(Distiller):
     def level(
         self, index: int, student: Tensor, teacher: Tensor, scene: Scene
     ) -> dict[str, Tensor]:
-        (total,) = divergence(self.align[index](student), teacher, self.settings)
+        total = divergence(self.align[index](student), teacher, self.settings)
         if self.form == "paper":
             scale = self.settings.tau**2 / (len(teacher) * teacher.shape[1])
         else:

@@ -7,29 +7,29 @@ from torch.nn import functional as F
 from fsd.distill import attention
 from fsd.distill.attention import Attention, Statistics
 from fsd.distill.base import Alignment, alignment
-from fsd.distill.kl import Settings, divergence
+from fsd.distill.kl import Settings, visit
 
 
 def focused_kl(
     student: Tensor,
     teacher: Tensor,
-    foreground: Tensor,
-    background: Tensor,
+    masks: tuple[Tensor, Tensor],
     focus: Attention | None,
     settings: Settings,
-) -> tuple[Tensor, Tensor]:
-    """KL of the maps [B, C, H, W] under each mask [B, H, W], averaged over images and channels.
+) -> tuple[Tensor, Tensor, Statistics]:
+    """Foreground and background KL of the maps [B, C, H, W], and the maps' statistics.
 
-    Both maps are multiplied by the square root of the mask and, given `focus`, of that attention.
+    Both maps are multiplied by the square root of each mask [B, H, W] and, given `focus`, of that
+    attention. The KL is averaged over images and channels.
     """
-    channel = None
-    roots = foreground.sqrt(), background.sqrt()
+    channel, roots = None, tuple(mask.sqrt() for mask in masks)
     if focus is not None:
-        spatial, channel = focus[0].sqrt(), focus[1].sqrt()
-        roots = roots[0] * spatial, roots[1] * spatial
+        channel, roots = focus[1].sqrt(), tuple(root * focus[0].sqrt() for root in roots)
+    visited = visit(student, teacher, settings, channel, roots, student.requires_grad)
+    sums = attention.statistics(student, teacher, visited=visited)
     rows = student.shape[0] * student.shape[1]
-    fg, bg = divergence(student, teacher, settings, channel, roots)
-    return fg / rows, bg / rows
+    fg, bg = (divergence / rows for divergence in sums.divergences)
+    return fg, bg, sums
 
 
 class FocalLevel(nn.Module):

@@ -63,10 +63,9 @@ class FSD(Distiller):
         aligned = parts.align(student)
         focus = attention.attention(teacher, self.temp)
         masks = box_masks(scene, teacher, self.ring)
-        fg, bg = focused_kl(
-            aligned, teacher, *masks, focus if self.teacher_attention else None, self.settings
+        fg, bg, sums = focused_kl(
+            aligned, teacher, masks, focus if self.teacher_attention else None, self.settings
         )
-        sums = attention.statistics(aligned, teacher)
         own = attention.student_attention(sums, self.temp)
         fg_weight, bg_weight, attention_weight, relation_weight = self.weights
         return {

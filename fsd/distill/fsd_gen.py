@@ -46,8 +46,8 @@ class FSDGen(Distiller):
         parts = self.levels[index]
         aligned = parts.align(student)
         focus = attention.attention(teacher, self.temp)
-        fg, bg = focused_kl(aligned, teacher, *released_masks(scene, teacher), focus, SETTINGS)
-        sums = attention.statistics(aligned, teacher)
+        masks = released_masks(scene, teacher)
+        fg, bg, sums = focused_kl(aligned, teacher, masks, focus, SETTINGS)
         own = attention.student_attention(sums, self.temp)
         return {
             "fg": fg,

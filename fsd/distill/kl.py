@@ -26,74 +26,81 @@ class Settings(NamedTuple):
     batch_norm: bool = False  # n divisor and eps 1e-5 under the root, not n - 1 and 1e-6 beside it
 
 
-def divergence(
-    student: Tensor,
-    teacher: Tensor,
-    settings: Settings,
-    channel: Tensor | None = None,
-    positions: tuple[Tensor, ...] | None = None,
-) -> tuple[Tensor, ...]:
-    """Sums over all images, channels and positions of p_t (log(p_t + eps) - log(p_s + eps)).
+class Visited(NamedTuple):
+    """What one visit of two maps [B, C, H, W] leaves behind, for a backward pass to come."""
 
-    student, teacher [B, C, H, W]; both are first multiplied by `channel` [B, C] and by `positions`
-    [B, H, W] each. One sum per member of `positions`, no two of which may be non-zero in the same
-    cell. The gradient goes to the student alone.
+    sums: tuple[Tensor, ...]  # one divergence per weight, outside of autograd
+    slope: Tensor | None  # [B, C, H * W]: derivative by the student, of each sum in its own cells
+    weights: tuple[Tensor | None, ...]  # [B, 1, H * W] each
+
+    def factor(self, upstream: tuple[Tensor, ...]) -> Tensor:
+        """What the slope is to be multiplied by, given the derivatives by the sums."""
+        if self.weights[0] is None:
+            return upstream[0]
+        return sum(u * (w != 0) for u, w in zip(upstream, self.weights, strict=True))
+
+
+def divergence(student: Tensor, teacher: Tensor, settings: Settings) -> Tensor:
+    """Sum over images, channels and positions of p_t (log(p_t + eps) - log(p_s + eps)).
+
+    student, teacher [B, C, H, W]. The gradient goes to the student alone.
     """
-    channel = None if channel is None else channel.detach()
-    weights = (None,) if positions is None else tuple(p.detach() for p in positions)
-    return _Divergence.apply(student, teacher.detach(), settings, channel, *weights)
+    return _Divergence.apply(student, teacher.detach(), settings)
 
 
 class _Divergence(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        student: Tensor,
-        teacher: Tensor,
-        settings: Settings,
-        channel: Tensor | None,
-        *positions: Tensor | None,
-    ) -> tuple[Tensor, ...]:
-        shape = student.shape
-        student, teacher = student.contiguous().flatten(2), teacher.contiguous().flatten(2)
-        weights = [None if p is None else p.flatten(1).unsqueeze(1) for p in positions]
-        gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else None
-        sums = [0.0] * len(weights)
-        scratch = None
-        for group in groups(student):
-            s, t = student[:, group], teacher[:, group]
-            if scratch is None or scratch[0].shape != s.shape:
-                scratch = [
-                    torch.empty_like(s, memory_format=torch.contiguous_format) for _ in range(5)
-                ]
-            rows = None if channel is None else channel[:, group].unsqueeze(-1)
-            for i, weight in enumerate(weights):
-                t_logits = _scaled(t, weight, rows, settings, scratch[0]).logits
-                scaled = _scaled(s, weight, rows, settings, scratch[1])
-                value, slope = _one_group(scaled, t_logits, settings, scratch, gradient is not None)
-                sums[i] = sums[i] + value
-                if slope is None:
-                    continue
-                if weight is None:
-                    gradient[:, group] = slope
-                elif i == 0:
-                    torch.mul(slope, weight, out=gradient[:, group])
-                else:
-                    gradient[:, group].addcmul_(slope, weight)
-        ctx.shape = shape
-        ctx.save_for_backward(gradient, *positions)
-        return tuple(s.to(student.dtype) for s in sums)
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, settings: Settings) -> Tensor:
+        visited = visit(student, teacher, settings, needs_slope=ctx.needs_input_grad[0])
+        ctx.shape = student.shape
+        ctx.save_for_backward(visited.slope)
+        return visited.sums[0]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, *positions = ctx.saved_tensors
-        if positions[0] is None:
-            factor = upstream[0]
-        else:
-            factor = sum(u * (p != 0) for u, p in zip(upstream, positions, strict=True))
-            factor = factor.flatten(1).unsqueeze(1)
-        return (gradient * factor).view(ctx.shape), None, None, None, *[None for _ in positions]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = ctx.saved_tensors
+        return (slope * upstream).view(ctx.shape), None, None
+
+
+@torch.no_grad()
+def visit(
+    student: Tensor,
+    teacher: Tensor,
+    settings: Settings,
+    channel: Tensor | None = None,
+    positions: tuple[Tensor | None, ...] = (None,),
+    needs_slope: bool = True,
+) -> Visited:
+    """Divergences of maps [B, C, H, W], multiplied first by `channel` [B, C] and a weight [B, H, W].
+
+    One sum per member of `positions` (None: no weight), no two of which may be non-zero in the same
+    cell.
+    """
+    student, teacher = student.contiguous().flatten(2), teacher.contiguous().flatten(2)
+    weights = tuple(None if p is None else p.flatten(1).unsqueeze(1) for p in positions)
+    slopes = torch.empty_like(student) if needs_slope else None
+    sums = [0.0] * len(weights)
+    scratch: list[Tensor] = []
+    for group in groups(student):
+        s, t = student[:, group], teacher[:, group]
+        if not scratch or scratch[0].shape != s.shape:
+            scratch = [student.new_empty(s.shape) for _ in range(5)]
+        rows = None if channel is None else channel[:, group].unsqueeze(-1)
+        for i, weight in enumerate(weights):
+            t_logits = _scaled(t, weight, rows, settings, scratch[0]).logits
+            scaled = _scaled(s, weight, rows, settings, scratch[1])
+            value, slope = _one_group(scaled, t_logits, settings, scratch, needs_slope)
+            sums[i] = sums[i] + value
+            if slopes is None:
+                continue
+            if weight is None:
+                slopes[:, group] = slope
+            elif i == 0:
+                torch.mul(slope, weight, out=slopes[:, group])
+            else:
+                slopes[:, group].addcmul_(slope, weight)
+    return Visited(tuple(x.to(student.dtype) for x in sums), slopes, weights)
 
 
 class _Scaled(NamedTuple):

@@ -41,7 +41,7 @@ class NormCWD(Distiller):
     def level(
         self, index: int, student: Tensor, teacher: Tensor, scene: Scene
     ) -> dict[str, Tensor]:
-        (total,) = divergence(self.align[index](student), teacher, self.settings)
+        total = divergence(self.align[index](student), teacher, self.settings)
         scale = self.settings.tau**2 / (len(teacher) * teacher.shape[1])
         return {"kl": self.weight * scale * total}
 

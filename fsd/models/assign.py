@@ -57,7 +57,7 @@ def simota(
     limit = num_points
     if candidates == "centre":  # an open interval of 2r cells holds at most ceil(2r) of them
         limit = min(limit, len(STRIDES) * math.ceil(2 * radius) ** 2 * num_boxes)
-    if limit == 0:
+    if num_boxes == 0:
         return _scatter(boxes, None, None, None, None)
 
     candidate, free = _regions(points, truth, radius, candidates)

@@ -64,9 +64,22 @@ def suppress(
             index, scores, labels = index[keep], scores[keep], labels[keep]
             found = boxes[b, index]
             groups = torch.zeros_like(labels) if class_agnostic else labels
-            kept = _greedy(found, scores, groups, nms_iou, pool)[:max_detections]
+            kept = _best(found, scores, groups, nms_iou, max_detections, pool)
             out.append(Detections(found[kept], scores[kept], labels[kept]))
     return out
+
+
+def _best(
+    boxes: Tensor, scores: Tensor, groups: Tensor, iou: float, limit: int | None, pool: Executor
+) -> Tensor:
+    """The first `limit` of what `_greedy` keeps."""
+    if limit is not None and len(boxes) > JOINT_NMS:
+        # What a candidate becomes depends on better ones alone, and the best often suffice.
+        top = scores.argsort(descending=True, stable=True)[:JOINT_NMS].sort().values
+        kept = _greedy(boxes[top], scores[top], groups[top], iou, pool)
+        if len(kept) >= limit:
+            return top[kept[:limit]]
+    return _greedy(boxes, scores, groups, iou, pool)[:limit]
 
 
 def _greedy(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float, pool: Executor) -> Tensor:

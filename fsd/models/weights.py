@@ -89,9 +89,14 @@ def _read_torch(path: Path) -> object:
         raise ValueError(f"{path} is damaged: download or save it again") from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged or no PyTorch file: get it again") from error
+    return _unwrap(content)
+
+
+def _unwrap(content: object) -> object:
+    """The state dict inside a checkpoint."""
     for key in ("model", "ema", "state_dict"):
-        while isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            return _unwrap(content[key])
     return content
 
 

@@ -1,0 +1,174 @@
+"""Speed and memory of the heavy distillation losses: ours beside the formulas written plainly.
+
+    python benchmarks/losses.py [--rounds N] [--threads N] [--json FILE] [method ...]
+
+One training step's worth, forward and backward, with the sizes of YOLOX-l teaching YOLOX-s at 640 px:
+16 images, 128 and 256 channels, maps of 80, 40 and 20 cells, four boxes per image. The plain side is
+tests/plain_losses.py, one operation per step of the formula and loops over boxes, with the same
+parameters, in the same process, before and after ours. `fsd` is compared with the released formula.
+A figure is the plain time over ours (median over the rounds); `_s` are seconds, `_peak_gib` the
+largest resident memory of a fresh process that makes one step with all its inputs.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import plain_losses as plain
+
+from fsd import distill
+from fsd.distill.base import Distiller
+from fsd.types import Targets
+
+IMAGES, BOXES, SIDE, GRIDS, CHANNELS = 16, 4, 640, (80, 40, 20), (128, 256)
+CONFIGS = {
+    "fsd_release": {"distill": "fsd_release", "temp": 0.5, "gamma": 1e-3, "lam": 1e-5},
+    "fsd": {
+        "distill": "fsd",
+        "temp": 0.5,
+        "fg_weight": 1.0,
+        "bg_weight": 1.0,
+        "attention_weight": 1e-3,
+        "relation_weight": 1e-5,
+        "ring": "box",
+        "standardise": "batch",
+        "teacher_attention": True,
+    },
+    "cwd": {"distill": "cwd", "form": "feature", "normalize": True, "tau": 1.0, "weight": 1.0},
+    "fgd": {"distill": "fgd", "temp": 0.5, "alpha": 2e-3, "beta": 1e-3, "gamma": 1e-3, "lam": 1e-5},
+    "mgd": {"distill": "mgd", "alpha": 2e-5, "lam": 0.65},
+}
+
+
+class Step:
+    """Inputs of one training step, a distiller, and both ways to compute its loss."""
+
+    def __init__(self, method: str):
+        generator = torch.Generator().manual_seed(0)
+        torch.manual_seed(0)
+
+        def maps(channels: int) -> list[Tensor]:
+            shapes = [(IMAGES, channels, grid, grid) for grid in GRIDS]
+            return [torch.randn(shape, generator=generator).abs_() for shape in shapes]
+
+        self.method, self.config = method, CONFIGS[method]
+        self.student = [x.requires_grad_() for x in maps(CHANNELS[0])]
+        self.teacher = maps(CHANNELS[1])
+        size = (24 * (400 / 24) ** torch.rand(IMAGES, BOXES, 2, generator=generator)).round()
+        centre = (torch.rand(IMAGES, BOXES, 2, generator=generator) * SIDE).round()
+        boxes = torch.cat((centre - size / 2, centre + size / 2), -1).clamp(0, SIDE)
+        self.targets = Targets(boxes, torch.zeros(IMAGES, BOXES, dtype=torch.long))
+        levels = len(GRIDS)
+        self.distiller: Distiller = distill.build(
+            self.config, [CHANNELS[0]] * levels, [CHANNELS[1]] * levels
+        )
+
+    def ours(self) -> Tensor:
+        torch.manual_seed(1)
+        terms = self.distiller(self.student, self.teacher, self.targets, (SIDE, SIDE))
+        return sum(terms.values())
+
+    def plainly(self) -> Tensor:
+        torch.manual_seed(1)
+        return sum(self.plain_level(i) for i in range(len(GRIDS)))
+
+    def plain_level(self, index: int) -> Tensor:
+        maps, config = (self.student[index], self.teacher[index]), self.config
+        if self.method == "cwd":
+            return plain.cwd(self.distiller.align[index], *maps)
+        parts = self.distiller.levels[index]
+        if self.method == "mgd":
+            draw = self.distiller.draw(self.student[index])
+            return plain.mgd(parts, *maps, draw, config["alpha"], config["lam"])
+        released = self.method != "fgd"
+        size = SIDE, SIDE
+        terms = plain.focal(parts, *maps, self.targets, size, config["temp"], released)
+        weights = {"fg": config.get("alpha", 1.0), "bg": config.get("beta", 1.0)}
+        weights["attention"] = config.get("gamma", config.get("attention_weight"))
+        weights["relation"] = config.get("lam", config.get("relation_weight"))
+        return sum(weights[name] * value for name, value in terms.items())
+
+    def run(self, loss: Callable[[], Tensor]) -> tuple[float, float]:
+        """Seconds of one step, and the loss."""
+        for leaf in (*self.student, *self.distiller.parameters()):
+            leaf.grad = None
+        start = time.perf_counter()
+        value = loss()
+        value.backward()
+        return time.perf_counter() - start, value.item()
+
+
+def compare(method: str, rounds: int) -> dict[str, float]:
+    step = Step(method)
+    step.run(step.ours)
+    ours, theirs, difference = [], [], 0.0
+    for _ in range(rounds):
+        before, value = step.run(step.ours)
+        slow, witness = step.run(step.plainly)
+        after, _ = step.run(step.ours)
+        ours.append((before + after) / 2)
+        theirs.append(slow)
+        difference = max(difference, abs(value / witness - 1))
+    figures = {
+        method: statistics.median(t / o for t, o in zip(theirs, ours, strict=True)),
+        f"{method}_s": statistics.median(ours),
+        f"{method}_plain_s": statistics.median(theirs),
+    }
+    if method != "fsd":  # the corrected method has other values
+        figures[f"{method}_relative_difference"] = difference
+    return figures
+
+
+def peak_gib(method: str, plainly: bool, threads: int) -> float:
+    """Run in a process of its own: what one step needs, interpreter and inputs included."""
+    torch.set_num_threads(threads)
+    step = Step(method)
+    step.run(step.plainly if plainly else step.ours)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def peaks(method: str, threads: int) -> dict[str, float]:
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        return {
+            f"{method}{name}_peak_gib": pool.apply(peak_gib, (method, plainly, threads))
+            for name, plainly in (("", False), ("_plain", True))
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("methods", nargs="*", metavar="method", help=", ".join(CONFIGS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.methods if name not in CONFIGS]
+    if unknown:
+        parser.error(f"no such method here: {unknown[0]} (there are {', '.join(CONFIGS)})")
+    torch.set_num_threads(arguments.threads)
+    methods = arguments.methods or list(CONFIGS)
+    figures: dict[str, float] = {}
+    for method in methods:  # first, as a process counts its parent's largest memory as its own
+        figures |= peaks(method, arguments.threads)
+    for method in methods:
+        figures |= compare(method, arguments.rounds)
+    for name, value in figures.items():
+        print(f"{name:34} {value:10.3g}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
