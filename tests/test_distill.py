@@ -73,6 +73,15 @@ LOSSES = [name for name in CONFIGS if name != "baseline"]
 MAP_LOSSES = [name for name in LOSSES if distill.load(CONFIGS[name]["distill"]).site == "features"]
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Maps of a few hundred cells: a second thread only adds waiting."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def maps(channels: int, images: int, seed: int, head: bool) -> list[Tensor]:
     """Leaves of one network, float64: feature maps, or raw head values [B, A, 5 + K]."""
     generator = torch.Generator().manual_seed(seed)
@@ -621,6 +630,40 @@ def test_statistics_and_context_gradients(small_groups: None):
         lambda s: attention.statistics(s, teacher, channel)[:5], student
     )
     assert torch.autograd.gradcheck(attention.context, (student, weight))
+
+
+@pytest.mark.parametrize("name", ["cwd", "fgd", "fsd_release"])
+def test_threads_change_nothing_but_rounding(name: str, small_groups: None):
+    bench = Bench(name).fill()
+    alone, gradients = bench.terms(), bench.gradients()
+    torch.set_num_threads(3)
+    together = bench.terms()
+    torch.testing.assert_close(together, alone, rtol=1e-12, atol=0)
+    torch.testing.assert_close(bench.gradients(), gradients, rtol=1e-10, atol=1e-15)
+    assert all(together[term] == value for term, value in bench.terms().items())
+    assert torch.get_num_threads() == 3
+
+
+def test_a_failure_in_a_group_is_heard(small_groups: None):
+    torch.set_num_threads(2)
+
+    def fail(part: list[slice]) -> None:
+        raise RuntimeError("no such group")
+
+    with pytest.raises(RuntimeError, match="no such group"):
+        groups.over_groups(torch.zeros(2, 8, 10, 10), fail)
+    assert torch.get_num_threads() == 2
+
+
+def test_groups_cover_the_channels_once(monkeypatch: pytest.MonkeyPatch):
+    for channels, limit, threads in itertools.product((1, 2, 7), (1, 40, 10**6), (1, 2, 5)):
+        monkeypatch.setattr(groups, "CPU_ELEMENTS", limit)
+        torch.set_num_threads(threads)
+        numbers = torch.arange(channels)
+        seen = groups.over_groups(
+            torch.zeros(2, channels, 10), lambda part, n=numbers: torch.cat([n[g] for g in part])
+        )
+        assert torch.equal(torch.cat(seen), numbers)
 
 
 def test_near_constant_channels_keep_their_precision():

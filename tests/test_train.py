@@ -139,15 +139,15 @@ def test_distillation_changes_the_student_and_exports_a_plain_detector():
     assert not any("align" in name for name in state["model"])
 
 
-def test_the_loss_falls():
-    loaded = micro(
-        datasets__micro__teacher__train__epochs=30,
-        recipes__yolox_small__augment__mosaic=0.0,
-    )
+def test_the_loss_falls_on_eight_images():
+    still = {"mosaic": 0.0, "flip": 0.0, "hsv": [0.0, 0.0, 0.0]}
+    changes = {f"recipes__yolox_small__augment__{key}": value for key, value in still.items()}
+    changes |= {"datasets__micro__teacher__train__epochs": 30}
+    loaded = micro(**changes, datasets__micro__teacher__train__lr=0.05)
     prepare(loaded)
     fit.fit(loaded, run(TEACHER), "test")
     losses = [line["loss"] - line["terms"].get("det/l1", 0) for line in log(run(TEACHER))]
-    assert losses[-1] < 0.8 * losses[0]
+    assert np.mean(losses[-3:]) < 0.85 * losses[0]
 
 
 def test_methods_of_a_seed_start_from_the_same_student_and_seeds_differ():

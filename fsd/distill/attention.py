@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fsd.distill.groups import groups
+from fsd.distill.groups import over_groups
 from fsd.distill.kl import Visited
 
 Attention = tuple[Tensor, Tensor]  # spatial [B, H, W] and channel [B, C]; the mean of each is 1
@@ -46,12 +46,17 @@ def statistics(
 def attention(x: Tensor, temp: float) -> Attention:
     """Attention of a map [B, C, H, W] that needs no gradient, the teacher's."""
     flat = x.detach().flatten(2)
-    by_position, by_channel = flat.new_zeros(x.shape[0], flat.shape[2]), []
-    for group in groups(flat):
-        magnitude = flat[:, group].abs()
-        by_position += magnitude.sum(1)
-        by_channel.append(magnitude.sum(-1))
-    return _attention(by_position.view(x[:, 0].shape), torch.cat(by_channel, 1), temp)
+
+    def sums_of(part: list[slice]) -> tuple[Tensor, Tensor]:
+        by_position, by_channel = flat.new_zeros(flat[:, 0].shape), []
+        for group in part:
+            magnitude = flat[:, group].abs()
+            by_position += magnitude.sum(1)
+            by_channel.append(magnitude.sum(-1))
+        return by_position, torch.cat(by_channel, 1)
+
+    by_position, by_channel = zip(*over_groups(flat, sums_of), strict=True)
+    return _attention(sum(by_position).view(x[:, 0].shape), torch.cat(by_channel, 1), temp)
 
 
 def student_attention(of: Statistics, temp: float) -> Attention:
@@ -98,21 +103,26 @@ class _Statistics(torch.autograd.Function):
         student, teacher = student.contiguous().flatten(2), teacher.contiguous().flatten(2)
         ctx.grid = grid
         ctx.save_for_backward(student, teacher, channel, *_saved(visited))
-        by_position = student.new_zeros(batch, student.shape[2])
-        weighted = None if channel is None else torch.zeros_like(by_position)
-        rows = []
-        for group in groups(student):
-            s, t = student[:, group], teacher[:, group]
-            magnitude = s.abs()
-            by_position += magnitude.sum(1)
-            by_channel = magnitude.sum(-1)
-            distance = torch.sub(s, t, out=magnitude)
-            difference = distance.sum(-1)
-            squares = distance.square_()
-            rows.append((by_channel, difference, squares.sum(-1)))
-            if weighted is not None:
-                weighted += squares.mul_(channel[:, group].unsqueeze(-1)).sum(1)
-        by_channel, difference, squares = (torch.cat(parts, 1) for parts in zip(*rows, strict=True))
+
+        def sums_of(part: list[slice]) -> tuple[Tensor, ...]:
+            by_position = student.new_zeros(batch, student.shape[2])
+            weighted, rows = torch.zeros_like(by_position), []
+            for group in part:
+                s, t = student[:, group], teacher[:, group]
+                magnitude = s.abs()
+                by_position += magnitude.sum(1)
+                by_channel = magnitude.sum(-1)
+                distance = torch.sub(s, t, out=magnitude)
+                difference = distance.sum(-1)
+                squares = distance.square_()
+                rows.append(torch.stack((by_channel, difference, squares.sum(-1))))
+                if channel is not None:
+                    weighted += squares.mul_(channel[:, group].unsqueeze(-1)).sum(1)
+            return by_position, weighted, torch.cat(rows, 2)
+
+        by_position, weighted, rows = zip(*over_groups(student, sums_of), strict=True)
+        by_channel, difference, squares = torch.cat(rows, 2).unbind()
+        by_position, weighted = sum(by_position), sum(weighted) if channel is not None else None
         divergences = torch.stack(visited.sums) if visited else student.new_zeros(0)
         by_position = by_position.view(batch, *grid)
         weighted = None if weighted is None else weighted.view(batch, *grid)
@@ -137,19 +147,23 @@ class _Statistics(torch.autograd.Function):
         by_position = by_position.flatten(1).unsqueeze(1)
         by_channel, difference = by_channel.unsqueeze(-1), difference.unsqueeze(-1)
         squares = 2 * squares.unsqueeze(-1)
-        for group in groups(student):
-            s = student[:, group]
-            g = s - teacher[:, group]
-            if channel is None:
-                g.mul_(squares[:, group])
-            else:
-                each = 2 * weighted.flatten(1).unsqueeze(1) * channel[:, group].unsqueeze(-1)
-                g.mul_(each.add_(squares[:, group]))
-            g.add_(difference[:, group])
-            if factor is not None:
-                g.addcmul_(slope[:, group], factor)
-            magnitude = by_position + by_channel[:, group]
-            torch.addcmul(g, s.sign(), magnitude, out=gradient[:, group])
+
+        def fill(part: list[slice]) -> None:
+            for group in part:
+                s = student[:, group]
+                g = s - teacher[:, group]
+                if channel is None:
+                    g.mul_(squares[:, group])
+                else:
+                    each = 2 * weighted.flatten(1).unsqueeze(1) * channel[:, group].unsqueeze(-1)
+                    g.mul_(each.add_(squares[:, group]))
+                g.add_(difference[:, group])
+                if factor is not None:
+                    g.addcmul_(slope[:, group], factor)
+                magnitude = by_position + by_channel[:, group]
+                torch.addcmul(g, s.sign(), magnitude, out=gradient[:, group])
+
+        over_groups(student, fill)
         return gradient.unflatten(2, ctx.grid), None, None, None
 
 
@@ -164,23 +178,27 @@ class _Context(torch.autograd.Function):
         weights = torch.softmax(torch.bmm(mask_weight.expand(len(x), 1, -1), flat), -1)
         ctx.save_for_backward(flat, mask_weight, weights)
         ctx.shape = x.shape
-        return torch.cat([(flat[:, group] * weights).sum(-1) for group in groups(flat)], 1)
+
+        def average(part: list[slice]) -> Tensor:
+            return torch.cat([(flat[:, group] * weights).sum(-1) for group in part], 1)
+
+        return torch.cat(over_groups(flat, average), 1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor]:
         flat, mask_weight, weights = ctx.saved_tensors
         slope = torch.bmm(upstream.unsqueeze(1), flat)  # by the weights, [B, 1, P]
         logits = weights * (slope - (weights * slope).sum(-1, keepdim=True))
-        for_mask = (
-            torch.cat([(flat[:, group] * logits).sum((0, 2)) for group in groups(flat)])
-            if ctx.needs_input_grad[1]
-            else None
-        )
-        if not ctx.needs_input_grad[0]:
-            return None, for_mask
-        gradient = torch.empty_like(flat)
-        for group in groups(flat):
-            torch.mul(weights, upstream[:, group].unsqueeze(-1), out=gradient[:, group])
-            gradient[:, group] += logits * mask_weight[group].unsqueeze(-1)
-        return gradient.view(ctx.shape), for_mask
+        gradient = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
+
+        def fill(part: list[slice]) -> Tensor:
+            for_mask = [(flat[:, group] * logits).sum((0, 2)) for group in part]
+            for group in part if gradient is not None else []:
+                g = weights * upstream[:, group].unsqueeze(-1)
+                row = mask_weight[group].unsqueeze(-1)
+                torch.addcmul(g, logits, row, out=gradient[:, group])
+            return torch.cat(for_mask)
+
+        for_mask = torch.cat(over_groups(flat, fill))
+        return None if gradient is None else gradient.view(ctx.shape), for_mask

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fsd.distill.groups import groups
+from fsd.distill.groups import over_groups
 
 Over = Literal["batch", "image", "none"]
 
@@ -80,27 +80,31 @@ def visit(
     student, teacher = student.contiguous().flatten(2), teacher.contiguous().flatten(2)
     weights = tuple(None if p is None else p.flatten(1).unsqueeze(1) for p in positions)
     slopes = torch.empty_like(student) if needs_slope else None
-    sums = [0.0] * len(weights)
-    scratch: list[Tensor] = []
-    for group in groups(student):
-        s, t = student[:, group], teacher[:, group]
-        if not scratch or scratch[0].shape != s.shape:
-            scratch = [student.new_empty(s.shape) for _ in range(5)]
-        rows = None if channel is None else channel[:, group].unsqueeze(-1)
-        for i, weight in enumerate(weights):
-            t_logits = _scaled(t, weight, rows, settings, scratch[0]).logits
-            scaled = _scaled(s, weight, rows, settings, scratch[1])
-            value, slope = _one_group(scaled, t_logits, settings, scratch, needs_slope)
-            sums[i] = sums[i] + value
-            if slopes is None:
-                continue
-            if weight is None:
-                slopes[:, group] = slope
-            elif i == 0:
-                torch.mul(slope, weight, out=slopes[:, group])
-            else:
-                slopes[:, group].addcmul_(slope, weight)
-    return Visited(tuple(x.to(student.dtype) for x in sums), slopes, weights)
+
+    def visit_groups(part: list[slice]) -> list[Tensor]:
+        values, scratch = [[] for _ in weights], []
+        for group in part:
+            s, t = student[:, group], teacher[:, group]
+            if not scratch or scratch[0].shape != s.shape:
+                scratch = [student.new_empty(s.shape) for _ in range(5)]
+            rows = None if channel is None else channel[:, group].unsqueeze(-1)
+            for i, weight in enumerate(weights):
+                t_logits = _scaled(t, weight, rows, settings, scratch[0]).logits
+                scaled = _scaled(s, weight, rows, settings, scratch[1])
+                value, slope = _one_group(scaled, t_logits, settings, scratch, needs_slope)
+                values[i].append(value)
+                if slopes is None:
+                    continue
+                if weight is None:
+                    slopes[:, group] = slope
+                elif i == 0:
+                    torch.mul(slope, weight, out=slopes[:, group])
+                else:
+                    slopes[:, group].addcmul_(slope, weight)
+        return [torch.cat(rows, 1) for rows in values]
+
+    parts = zip(*over_groups(student, visit_groups), strict=True)
+    return Visited(tuple(torch.cat(rows, 1).sum() for rows in parts), slopes, weights)
 
 
 class _Scaled(NamedTuple):
@@ -148,7 +152,10 @@ def _scaled(
 def _one_group(
     student: _Scaled, teacher: Tensor, settings: Settings, scratch: list[Tensor], slope: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The divergence of one group as float64, and its derivative by the weighted student's map."""
+    """The divergence of each row [B, K], and the slope [B, K, P] by the weighted student's map.
+
+    scratch: the first two buffers hold the logits, teacher's and student's; all get overwritten.
+    """
     logits = student.logits
     p_t = torch.softmax(teacher, -1, out=scratch[2])
     p_s = torch.softmax(logits, -1, out=scratch[3])
@@ -157,7 +164,7 @@ def _one_group(
     else:
         # log p = logits - logsumexp, and logsumexp follows from the largest probability
         top = (logits.amax(-1) - p_s.amax(-1).log()) - (teacher.amax(-1) - p_t.amax(-1).log())
-        value = teacher.sub_(logits).mul_(p_t).sum(-1).double().sum() + top.double().sum()
+        value = teacher.sub_(logits).mul_(p_t).sum(-1) + top
         g = p_s.sub_(p_t) if slope else None
     if g is None:
         return value, None
@@ -175,7 +182,7 @@ def _with_eps(
 ) -> tuple[Tensor, Tensor | None]:
     """The same where eps is added inside the logarithms; overwrites all it gets."""
     low = torch.add(p_s, eps, out=free_too)
-    value = torch.add(p_t, eps, out=free).div_(low).log_().mul_(p_t).sum(-1).double().sum()
+    value = torch.add(p_t, eps, out=free).div_(low).log_().mul_(p_t).sum(-1)
     if not slope:
         return value, None
     quotient = torch.div(p_t, low, out=low).mul_(p_s)

@@ -62,9 +62,11 @@ class Head(nn.Module):
             cls_features = self.cls_convs[k](stem)
             reg_features = self.reg_convs[k](stem)
             with full_precision(stem.device):
-                classes.append(_predict(self.cls_preds[k], cls_features))
-                deltas.append(_predict(self.reg_preds[k], reg_features))
-                objects.append(_predict(self.obj_preds[k], reg_features))
+                dtype = self.cls_preds[k].weight.dtype
+                cls_features, reg_features = cls_features.to(dtype), reg_features.to(dtype)
+                classes.append(_rows(self.cls_preds[k](cls_features)))
+                deltas.append(_rows(self.reg_preds[k](reg_features)))
+                objects.append(_rows(self.obj_preds[k](reg_features)))
             stems.append(stem)
         return Pyramid(*stems), torch.cat(deltas, 1), torch.cat(objects, 1), torch.cat(classes, 1)
 
@@ -76,9 +78,9 @@ def full_precision(device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, enabled=False)
 
 
-def _predict(conv: nn.Conv2d, features: Tensor) -> Tensor:
-    """[B, C, H, W] to [B, H * W, Cout]."""
-    return conv(features.to(conv.weight.dtype)).flatten(2).transpose(1, 2)
+def _rows(prediction: Tensor) -> Tensor:
+    """[B, C, H, W] to [B, H * W, C]."""
+    return prediction.flatten(2).transpose(1, 2)
 
 
 def make_points(pyramid: Pyramid) -> Tensor:

@@ -90,7 +90,7 @@ def markdown(display: pd.DataFrame) -> str:
     """A GitHub table, numbers to the right."""
     head = list(display.columns)
     body = [[str(value) for value in row] for row in display.itertuples(index=False)]
-    wide = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
+    wide = [max(3, *(len(row[i]) for row in [head, *body])) for i in range(len(head))]
 
     def line(cells: list[str]) -> str:
         padded = [
