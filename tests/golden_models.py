@@ -136,7 +136,11 @@ def check_eval(path: Path) -> None:
         outputs.obj_logits.sigmoid(),
         outputs.cls_logits.sigmoid(),
     )
-    close(torch.cat(decoded, -1), golden["eval/decoded"], 3e-4)
+    expected = golden["eval/decoded"]
+    largest = np.abs(expected).max((0, 1))  # of each column: centres near 0 are differences
+    assert np.all(
+        np.abs(torch.cat(decoded, -1) - expected) <= 3e-4 * np.abs(expected) + 1e-6 * largest
+    )
 
 
 def check_train(path: Path, precision: str, l1: bool) -> None:

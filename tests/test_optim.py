@@ -120,9 +120,10 @@ def test_only_convolutions_and_linear_layers_decay():
     assert "detector.head.obj_preds.0.bias" not in layers and "free" not in layers
 
 
-def test_gradients_are_laid_out_like_their_parameters():
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gradients_are_laid_out_like_their_parameters(memory_format):
     """The fused optimizer walks both in memory order."""
-    model = network(0)
+    model = network(0).to(memory_format=memory_format)
     with torch.autocast("cpu", torch.bfloat16):
         outputs = model(torch.rand(2, 3, 64, 64))
     sum(x.sum() for x in (outputs.boxes, outputs.obj_logits, outputs.cls_logits)).backward()

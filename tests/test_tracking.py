@@ -1,5 +1,9 @@
 """MLflow is a mirror: idempotent, continued after a resume, never in the way."""
 
+import base64
+import json
+import zlib
+
 import pytest
 from micro import micro, run
 
@@ -38,6 +42,10 @@ def test_logging_again_and_resuming_never_doubles_a_point(loaded):
     assert found.data.params["distill/tau"] == "1.0"
     assert found.inputs.dataset_inputs[0].dataset.name == "micro"
     assert tracking.link("other").startswith("http://127.0.0.1:5000/#/experiments/")
+    experiment = client.get_experiment_by_name("other")
+    view = json.loads(experiment.tags["mlflow.sharedViewState.results"])["state"]
+    columns = json.loads(zlib.decompress(base64.b64decode(view.removeprefix("deflate;"))))
+    assert "metrics.`ap`" in columns["selectedColumns"]
 
 
 def test_an_unreachable_server_is_said_once_and_stops_nothing(loaded, monkeypatch, capsys):

@@ -73,9 +73,9 @@ def _best(
     boxes: Tensor, scores: Tensor, groups: Tensor, iou: float, limit: int | None, pool: Executor
 ) -> Tensor:
     """The first `limit` of what `_greedy` keeps."""
-    if limit is not None and len(boxes) > JOINT_NMS:
-        # What a candidate becomes depends on better ones alone, and the best often suffice.
-        top = scores.argsort(descending=True, stable=True)[:JOINT_NMS].sort().values
+    if limit is not None and len(boxes) > 4 * limit:
+        # What becomes of a candidate depends on better ones alone, and the best often suffice.
+        top = scores.argsort(descending=True, stable=True)[: 4 * limit].sort().values
         kept = _greedy(boxes[top], scores[top], groups[top], iou, pool)
         if len(kept) >= limit:
             return top[kept[:limit]]

@@ -36,14 +36,16 @@ SIZES = {
 
 class YOLOX(nn.Module):
     """Images [B, 3, H, W] in 0..255, of any dtype, to Outputs, the same in training and evaluation
-    mode."""
+    mode.
+
+    After `.to(memory_format=torch.channels_last)` it is faster, and differs in float32's rounding.
+    """
 
     def __init__(self, num_classes: int, *, depth: float, width: float, depthwise: bool = False):
         super().__init__()
         self.num_classes = num_classes
         self.backbone = PAFPN(depth, width, depthwise)
         self.head = Head(num_classes, self.backbone.channels, width, depthwise)
-        self.to(memory_format=torch.channels_last)  # the faster layout, on CPUs and GPUs alike
 
     @property
     def neck_channels(self) -> tuple[int, int, int]:
@@ -74,13 +76,11 @@ def for_inference(model: YOLOX, *, dtype: torch.dtype | None = None) -> YOLOX:
     """A frozen copy in evaluation mode with batch norms folded into their convolutions.
 
     With `dtype` (bfloat16, say) backbone, neck and head are stored in it and need no autocast,
-    which would convert all weights on every call; the predictions stay float32. Its state dict is
-    not that of a YOLOX any more.
+    which would convert all weights on every call; the predictions stay float32. In channels_last
+    layout. Its state dict is not that of a YOLOX any more.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for block in [m for m in model.modules() if isinstance(m, ConvBlock)]:
-        block.conv = fuse_conv_bn_eval(block.conv, block.bn).to(
-            dtype=dtype, memory_format=torch.channels_last
-        )
+        block.conv = fuse_conv_bn_eval(block.conv, block.bn).to(dtype=dtype)
         block.bn = nn.Identity()
-    return model.requires_grad_(False)
+    return model.requires_grad_(False).to(memory_format=torch.channels_last)
