@@ -141,7 +141,7 @@ def test_distillation_changes_the_student_and_exports_a_plain_detector():
 
 def test_the_loss_falls_on_eight_images():
     still = {"mosaic": 0.0, "flip": 0.0, "hsv": [0.0, 0.0, 0.0]}
-    changes = {f"recipes__yolox_small__augment__{key}": value for key, value in still.items()}
+    changes = {f"recipes__figures__augment__{key}": value for key, value in still.items()}
     changes |= {"datasets__micro__teacher__train__epochs": 30}
     loaded = micro(**changes, datasets__micro__teacher__train__lr=0.05)
     prepare(loaded)
@@ -205,7 +205,7 @@ def test_a_student_without_its_teacher_says_what_to_run_first():
 
 
 def test_multiscale_sizes_are_multiples_of_32_within_range_and_held_for_a_while():
-    loaded = micro(recipes__yolox_small__multiscale={"low": 0.75, "high": 1.25, "every": 10})
+    loaded = micro(recipes__figures__multiscale={"low": 0.75, "high": 1.25, "every": 10})
     plan = runs.resolve(loaded, run("baseline"))
     plan["data"]["input_px"] = 640
     sizes = [loop.input_size(plan, epoch, step) for epoch in range(6) for step in range(40)]
