@@ -93,6 +93,10 @@ def test_a_mistake_in_a_method_names_the_hyper_parameter(entry, says):
         distill.check(config)
 
 
+def test_methods_are_found_without_importing_them():
+    assert params.distillers() == distill.names()
+
+
 def test_yaml_reads_as_people_write_it(tmp_path):
     file = tmp_path / "p.yaml"
     file.write_text("a: 1e-5\n")

@@ -23,16 +23,14 @@ NOT_HYPERPARAMETERS = ("distill", "site")  # keys of a methods entry that are fo
 SITES = ("stems", "neck")
 
 
-@cache
 def names() -> list[str]:
     """Every method there is, in alphabetical order."""
-    files = sorted(info.name for info in pkgutil.iter_modules(__path__))
-    return [name for name in files if _distillers(name)]
+    return [name for name in _files() if _distillers(name)]
 
 
 def load(name: str) -> type[Distiller]:
     """The class of a method; ValueError where there is no such method."""
-    if name not in names():
+    if name not in _files() or not _distillers(name):
         raise ValueError(f"there is no distillation method {name!r}; {_nearest(name, names())}")
     return _distillers(name)[0]
 
@@ -84,6 +82,10 @@ def build(
 
 def _hyper(config: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k not in NOT_HYPERPARAMETERS}
+
+
+def _files() -> list[str]:
+    return sorted(info.name for info in pkgutil.iter_modules(__path__))
 
 
 @cache
