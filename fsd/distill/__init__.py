@@ -65,7 +65,7 @@ def check(config: Mapping[str, Any]) -> None:
         if not _fits(config[key], annotation):
             wanted = _words(annotation)
             raise ValueError(f"{name}: {key} must be {wanted}, not {config[key]!r}")
-    with torch.device("meta"):  # the constructor knows the ranges; on this device it builds nothing
+    with torch.random.fork_rng(devices=[]):  # the constructor knows the ranges
         load(name)([2], [4], **_hyper(config))
 
 
