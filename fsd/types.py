@@ -21,7 +21,7 @@ class Targets(NamedTuple):
 class Batch(NamedTuple):
     """What a loader yields."""
 
-    images: Tensor  # [B, 3, H, W] float32 (or uint8), 0..255, channel order as in data/store.py (BGR)
+    images: Tensor  # [B, 3, H, W] float32, 0..255, BGR as data/store.py keeps it
     targets: Targets
     image_ids: Tensor  # [B] int64, position in the split
 
