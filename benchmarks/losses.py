@@ -5,27 +5,22 @@
 One training step's worth, forward and backward, with the sizes of YOLOX-l teaching YOLOX-s at 640 px:
 16 images, 128 and 256 channels, maps of 80, 40 and 20 cells, four boxes per image. The plain side is
 tests/plain_losses.py, one operation per step of the formula and loops over boxes, with the same
-parameters, in the same process, before and after ours. `fsd` is compared with the released formula.
-A figure is the plain time over ours (median over the rounds); `_s` are seconds, `_peak_gib` the
+parameters, in the same process, in turn with ours. `fsd` is compared with the released formula; for
+all others both sides must first give the same loss.
+Figures are plain time over ours, of the least disturbed round of each side; `_peak_gib` is the
 largest resident memory of a fresh process that makes one step with all its inputs.
 """
 
-import argparse
-import json
 import multiprocessing
 import resource
-import statistics
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from common import Compared, Laps, alternate, finish, now, options, prepare, show
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-import plain_losses as plain
+import plain_losses as plain  # isort: skip  (common.py says where it is)
 
 from fsd import distill
 from fsd.distill.base import Distiller
@@ -99,35 +94,28 @@ class Step:
         weights["relation"] = config.get("lam", config.get("relation_weight"))
         return sum(weights[name] * value for name, value in terms.items())
 
-    def run(self, loss: Callable[[], Tensor]) -> tuple[float, float]:
-        """Seconds of one step, and the loss."""
+    def run(self, loss: Callable[[], Tensor]) -> Laps:
+        """Forward and backward; returns their seconds and keeps the loss."""
         for leaf in (*self.student, *self.distiller.parameters()):
             leaf.grad = None
-        start = time.perf_counter()
+        start = now()
         value = loss()
+        middle = now()
         value.backward()
-        return time.perf_counter() - start, value.item()
+        self.loss = value.item()
+        return {"forward": middle - start, "backward": now() - middle}
 
 
-def compare(method: str, rounds: int) -> dict[str, float]:
+def compare(method: str, rounds: int) -> dict[str, Compared]:
     step = Step(method)
+    step.run(step.plainly)
+    witness = step.loss
     step.run(step.ours)
-    ours, theirs, difference = [], [], 0.0
-    for _ in range(rounds):
-        before, value = step.run(step.ours)
-        slow, witness = step.run(step.plainly)
-        after, _ = step.run(step.ours)
-        ours.append((before + after) / 2)
-        theirs.append(slow)
-        difference = max(difference, abs(value / witness - 1))
-    figures = {
-        method: statistics.median(t / o for t, o in zip(theirs, ours, strict=True)),
-        f"{method}_s": statistics.median(ours),
-        f"{method}_plain_s": statistics.median(theirs),
-    }
-    if method != "fsd":  # the corrected method has other values
-        figures[f"{method}_relative_difference"] = difference
-    return figures
+    if method != "fsd" and abs(step.loss / witness - 1) > 1e-5:  # the corrected method is another
+        raise ArithmeticError(f"{method}: the loss is {step.loss}, by the plain formula {witness}")
+    return alternate(
+        lambda: step.run(step.plainly), lambda: step.run(step.ours), rounds=rounds, warmup=0
+    )
 
 
 def peak_gib(method: str, plainly: bool, threads: int) -> float:
@@ -148,26 +136,24 @@ def peaks(method: str, threads: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("methods", nargs="*", metavar="method", help=", ".join(CONFIGS))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    arguments = parser.parse_args()
-    unknown = [name for name in arguments.methods if name not in CONFIGS]
-    if unknown:
-        parser.error(f"no such method here: {unknown[0]} (there are {', '.join(CONFIGS)})")
-    torch.set_num_threads(arguments.threads)
-    methods = arguments.methods or list(CONFIGS)
+    parser = options(__doc__, rounds=5)
+    parser.add_argument("method", nargs="*", default=tuple(CONFIGS), help=", ".join(CONFIGS))
+    args = parser.parse_args()
+    if not set(args.method) <= set(CONFIGS):
+        parser.error(f"unknown method among {args.method}: choose from {', '.join(CONFIGS)}")
+    prepare(args)
     figures: dict[str, float] = {}
-    for method in methods:  # first, as a process counts its parent's largest memory as its own
-        figures |= peaks(method, arguments.threads)
-    for method in methods:
-        figures |= compare(method, arguments.rounds)
-    for name, value in figures.items():
-        print(f"{name:34} {value:10.3g}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    for method in args.method:  # first, as a process counts its parent's largest memory as its own
+        figures |= peaks(method, args.threads)
+    for method in args.method:
+        rows = compare(method, args.rounds)
+        memory = " and ".join(
+            f"{figures[f'{method}{side}_peak_gib']:.2f} GiB{word}"
+            for side, word in (("_plain", " plain"), ("", " ours"))
+        )
+        show(f"{method}, peak memory {memory}", rows)
+        figures[method] = rows["total"].ratio
+    finish(args.json, figures)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ class FGD(Distiller):
     ) -> dict[str, Tensor]:
         parts = self.levels[index]
         aligned = parts.align(student)
+        added = parts.added(student, aligned, teacher)
         focus = spatial, channel = attention.attention(teacher, self.temp)
         foreground, behind = box_masks(scene, teacher)
         sums = attention.statistics(aligned, teacher, channel)
@@ -52,7 +53,7 @@ class FGD(Distiller):
             "fg": alpha * (error * foreground).sum(),
             "bg": beta * (error * behind).sum(),
             "attention": gamma * attention.attention_difference(own, focus),
-            "relation": lam * parts.relation(student, aligned, teacher, sums),
+            "relation": lam * attention.relation_difference(sums, *added),
         }
 
 

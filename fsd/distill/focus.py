@@ -57,12 +57,10 @@ class FocalLevel(nn.Module):
         self.channel_add_conv_s = channel_add(teacher_channels, norm)
         self.channel_add_conv_t = channel_add(teacher_channels, norm)
 
-    def relation(
-        self, student: Tensor, aligned: Tensor, teacher: Tensor, sums: Statistics
-    ) -> Tensor:
-        """Squared distance per image of the maps, to which each network's context is added.
+    def added(self, student: Tensor, aligned: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """What each network's context adds to its channels, [B, C_t] twice.
 
-        student is the map before alignment, `sums` the statistics of the aligned map.
+        student is the map before alignment, `aligned` the one after it.
         """
         mask = getattr(self, "conv_mask_s", self.conv_mask_t)
         if self.deep_mask:
@@ -71,9 +69,9 @@ class FocalLevel(nn.Module):
         else:
             context_s = self._student_context(student, mask.weight.flatten())
             context_t = attention.context(teacher, self.conv_mask_t.weight.flatten())
-        added_s = self.channel_add_conv_s(context_s[..., None, None]).flatten(1)
-        added_t = self.channel_add_conv_t(context_t[..., None, None]).flatten(1)
-        return attention.relation_difference(sums, added_s, added_t)
+        added_s = self.channel_add_conv_s(context_s[..., None, None])
+        added_t = self.channel_add_conv_t(context_t[..., None, None])
+        return added_s.flatten(1), added_t.flatten(1)
 
     def _student_context(self, x: Tensor, mask_weight: Tensor) -> Tensor:
         if not isinstance(self.align, Alignment):

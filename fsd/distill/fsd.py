@@ -61,6 +61,7 @@ class FSD(Distiller):
     ) -> dict[str, Tensor]:
         parts = self.levels[index]
         aligned = parts.align(student)
+        added = parts.added(student, aligned, teacher)
         focus = attention.attention(teacher, self.temp)
         masks = box_masks(scene, teacher, self.ring)
         fg, bg, sums = focused_kl(
@@ -72,7 +73,7 @@ class FSD(Distiller):
             "fg": fg_weight * fg,
             "bg": bg_weight * bg,
             "attention": attention_weight * attention.attention_difference(own, focus),
-            "relation": relation_weight * parts.relation(student, aligned, teacher, sums),
+            "relation": relation_weight * attention.relation_difference(sums, *added),
         }
 
 

@@ -45,6 +45,7 @@ class FSDGen(Distiller):
     ) -> dict[str, Tensor]:
         parts = self.levels[index]
         aligned = parts.align(student)
+        added = parts.added(student, aligned, teacher)
         focus = attention.attention(teacher, self.temp)
         masks = released_masks(scene, teacher)
         fg, bg, sums = focused_kl(aligned, teacher, masks, focus, SETTINGS)
@@ -53,5 +54,5 @@ class FSDGen(Distiller):
             "fg": fg,
             "bg": bg,
             "attention": self.gamma * attention.attention_difference(own, focus),
-            "relation": self.gamma * parts.relation(student, aligned, teacher, sums),
+            "relation": self.gamma * attention.relation_difference(sums, *added),
         }

@@ -49,6 +49,7 @@ class FSDRelease(Distiller):
     ) -> dict[str, Tensor]:
         parts = self.levels[index]
         aligned = parts.align(student)
+        added = parts.added(student, aligned, teacher)
         focus = attention.attention(teacher, self.temp)
         masks = released_masks(scene, teacher)
         fg, bg, sums = focused_kl(aligned, teacher, masks, focus, SETTINGS)
@@ -57,7 +58,7 @@ class FSDRelease(Distiller):
             "fg": fg,
             "bg": bg,
             "attention": self.gamma * attention.attention_difference(own, focus),
-            "relation": self.lam * parts.relation(student, aligned, teacher, sums),
+            "relation": self.lam * attention.relation_difference(sums, *added),
         }
 
 

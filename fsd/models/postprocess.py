@@ -57,12 +57,12 @@ def suppress(
         for b in range(len(boxes)):
             # No class can lift a point over a threshold that its objectness does not reach.
             index = (objectness[b] >= score_threshold).nonzero()[:, 0]
-            best, labels = classes[b, index].max(-1)
+            best, labels = classes[b].index_select(0, index).max(-1)
             best = best if probability is None else probability(best)
-            scores = objectness[b, index] * best
-            keep = scores >= score_threshold
-            index, scores, labels = index[keep], scores[keep], labels[keep]
-            found = boxes[b, index]
+            scores = objectness[b].index_select(0, index) * best
+            keep = (scores >= score_threshold).nonzero()[:, 0]
+            index, scores, labels = (x.index_select(0, keep) for x in (index, scores, labels))
+            found = boxes[b].index_select(0, index)
             groups = torch.zeros_like(labels) if class_agnostic else labels
             kept = _best(found, scores, groups, nms_iou, max_detections, pool)
             out.append(Detections(found[kept], scores[kept], labels[kept]))
