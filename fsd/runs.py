@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fsd.params import TEACHER, Experiment, Network, Params, ParamsError, nearest
+from fsd.params import TEACHER, Params, ParamsError
+from fsd.schema import Experiment, Method, Network, nearest
 
 SCHEMA_VERSION = 1  # raised when code changes what a run means: every run is then trained anew
 TEACHER_SEED = 0
@@ -122,10 +123,17 @@ def resolve(params: Params, run: Run) -> dict[str, Any]:
         return plan | {"network": dataset.teacher.model_dump(), "distill": None}
     # The teacher's training is not part of it: its weights are, by their key (train/store.py).
     return plan | {
-        "network": dataset.student.model_dump(),
+        "network": _student(dataset.student, params.methods[run.method]),
         "teacher": _architecture(dataset.teacher),
         "distill": params.methods[run.method].model_dump(),
     }
+
+
+def _student(network: Network, method: Method) -> dict[str, Any]:
+    """The student's block, with as many epochs as the method asks for."""
+    out = network.model_dump()
+    out["train"]["epochs"] = max(1, round(network.train.epochs * method.epochs_factor))
+    return out
 
 
 def _architecture(network: Network) -> dict[str, Any]:
@@ -138,7 +146,7 @@ def plans(params: Params, chosen: Experiment) -> dict[Path, dict[str, Any]]:
     for name in chosen.datasets:
         dataset = params.datasets[name]
         recipe = params.recipes[dataset.recipe]
-        out[data_plan(name)] = dataset.data.model_dump()
+        out[data_plan(name)] = dataset.data.model_dump() | {"leaks": dataset.leaks}
         out[evaluate_plan(name)] = dataset.evaluate.model_dump() | {
             "voc_plus_one": recipe.voc_plus_one,
             "voc_strict": recipe.voc_strict,
@@ -146,7 +154,8 @@ def plans(params: Params, chosen: Experiment) -> dict[Path, dict[str, Any]]:
     for run in runs(chosen):
         out[run.plan] = resolve(params, run)
     out[report_plan(chosen.name)] = chosen.model_dump() | {
-        "paper": {name: params.datasets[name].paper for name in chosen.datasets}
+        "paper": {name: params.datasets[name].paper for name in chosen.datasets},
+        "verdict": params.verdict.model_dump(),
     }
     return out
 

@@ -51,7 +51,7 @@ def test_committed_file_is_valid_and_every_method_builds():
         ("datasets.figures.student.train.select", "best_val", "validate_every"),
         ("datasets.figures.data.input_px", 200, "multiple of 32"),
         ("datasets.figures.data.images", {"train": 5}, "train and test"),
-        ("datasets.figures.data.format", "vok", "'figures', 'voc' or 'coco'"),
+        ("datasets.figures.data.format", "vok", "'figures', 'voc', 'coco' or 'yolo'"),
         ("datasets.fall_nano.data.source", None, "needs source"),
         ("datasets.figures.recipe", "yolo", "did you mean 'yolox'?"),
         ("datasets.figures.evaluate.nms_iou", 65, "less than or equal to 1"),

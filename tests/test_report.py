@@ -8,9 +8,9 @@ from micro import micro
 
 from fsd import runs
 from fsd.cli import main
-from fsd.params import Experiment
 from fsd.report import stage
 from fsd.report.collect import METRICS
+from fsd.schema import Experiment
 
 CHOSEN = Experiment(name="trial", datasets=["micro"], methods=["baseline", "cwd"], seeds=[0, 1, 2])
 AP = {("teacher", 0): 0.8, ("baseline", 0): 0.5, ("baseline", 1): 0.54, ("cwd", 0): 0.53}

@@ -45,8 +45,8 @@ def make_loader(
     """The loader of a training run: images in GPU memory where they fit into half of what is free,
     else augmented on the CPU, by `workers` processes (0: in this one; None: chosen here).
 
-    `batch_size` is that of all ranks together. Difficult boxes are no targets. Raises ValueError
-    where the batches cannot be cut.
+    `batch_size` is that of all ranks together. All boxes of the split are targets (see
+    `without_difficult`). Raises ValueError where the batches cannot be cut.
     """
     arguments = {"batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size}
     if device.type == "cuda" and split.images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
@@ -135,7 +135,7 @@ class Loader(ABC):
                 f"{world_size} processes cannot share the {len(split)} images of split "
                 f"'{split.name}': start at most {len(split)}"
             )
-        self.split = without_difficult(split)
+        self.split = split
         self.recipe = recipe
         self.device = device
         self.wait_s = 0.0

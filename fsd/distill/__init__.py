@@ -19,7 +19,8 @@ import torch
 
 from fsd.distill.base import Distiller
 
-NOT_HYPERPARAMETERS = ("distill", "site")  # keys of a methods entry that are for the training loop
+# Keys of a methods entry that are for the training loop.
+NOT_HYPERPARAMETERS = ("distill", "site", "teacher", "epochs_factor")
 SITES = ("stems", "neck")
 
 

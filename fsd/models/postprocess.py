@@ -73,22 +73,27 @@ def _best(
     boxes: Tensor, scores: Tensor, groups: Tensor, iou: float, limit: int | None, pool: Executor
 ) -> Tensor:
     """The first `limit` of what `_greedy` keeps."""
+    joint = boxes.is_cuda or len(boxes) <= JOINT_NMS
     if limit is not None and len(boxes) > 4 * limit:
         # What becomes of a candidate depends on better ones alone, and the best often suffice.
+        # They are few, but all of them decide how torchvision rounds.
         top = scores.argsort(descending=True, stable=True)[: 4 * limit].sort().values
-        kept = _greedy(boxes[top], scores[top], groups[top], iou, pool)
+        kept = _greedy(boxes[top], scores[top], groups[top], iou, pool, joint=joint)
         if len(kept) >= limit:
             return top[kept[:limit]]
-    return _greedy(boxes, scores, groups, iou, pool)[:limit]
+    return _greedy(boxes, scores, groups, iou, pool, joint=joint)[:limit]
 
 
-def _greedy(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float, pool: Executor) -> Tensor:
+def _greedy(
+    boxes: Tensor, scores: Tensor, groups: Tensor, iou: float, pool: Executor, *, joint: bool
+) -> Tensor:
     """Indices of what non-maximum suppression within each group leaves, best first.
 
     Equal to torchvision's batched_nms in its rounding too. Where that would search the whole image
-    once per class, one sort puts the classes apart here and they are suppressed in parallel.
+    once per class (not `joint`), one sort puts the classes apart here and they are suppressed in
+    parallel.
     """
-    if boxes.is_cuda or len(boxes) <= JOINT_NMS:
+    if joint or len(boxes) == 0:
         return batched_nms(boxes, scores, groups, iou)
     order = scores.argsort(descending=True, stable=True)
     groups, within = groups[order].sort(stable=True)

@@ -6,10 +6,11 @@ from typing import Any
 
 from fsd import provenance, runs, tracking
 from fsd.console import console
-from fsd.params import Experiment, Params
+from fsd.params import Params
 from fsd.report import figures, tables
 from fsd.report.collect import METRICS, collect, read_json, reference
 from fsd.report.page import page
+from fsd.schema import Experiment
 
 
 def report(params: Params, chosen: Experiment, command: str) -> None:

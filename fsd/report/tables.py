@@ -5,8 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from fsd.params import TEACHER, Experiment, Params
+from fsd.params import TEACHER, Params
 from fsd.report.collect import METRICS
+from fsd.schema import Experiment
 
 BASELINE = "baseline"
 

@@ -12,6 +12,7 @@ from fsd import distill, provenance, tracking
 from fsd.console import clock, console, progress
 from fsd.data import loaders
 from fsd.data.draw import Recipe
+from fsd.data.split import Split
 from fsd.data.store import manifest, open_split
 from fsd.evaluate.metrics import evaluate_detections
 from fsd.evaluate.predict import predict
@@ -147,7 +148,7 @@ def _train(
     log, best = state["log"], state["best"]
     segments = [*state["segments"], provenance.segment(command)]
     loader = loaders.make_loader(
-        open_split(DATA, run.dataset, "train"),
+        _training_split(plan, run),
         Recipe(**plan["recipe"]["augment"]),
         batch_size=train["batch_size"],
         seed=run.seed,
@@ -200,6 +201,14 @@ def _train(
     chosen = best or {"epoch": train["epochs"], "model": ema.model.state_dict()}
     _finish(place, run, plan, facts, teacher_key, parts.notes, chosen, segments, log, dtype)
     tracker.finish()
+
+
+def _training_split(plan: dict[str, Any], run: Run) -> Split:
+    """With objects marked difficult or without, as the recipe has it; never with COCO's crowds."""
+    split = open_split(DATA, run.dataset, "train")
+    if plan["recipe"]["difficult"] and plan["data"]["format"] != "coco":
+        return split
+    return loaders.without_difficult(split)
 
 
 def _prepare_distiller(module: TrainModule, teacher, normalise, loader, epoch: int) -> None:
