@@ -7,12 +7,14 @@ import struct
 import tarfile
 import unicodedata
 import zipfile
+import zlib
 
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from fsd.data import coco, voc
 from fsd.data.archive import Source
@@ -199,6 +201,30 @@ def test_a_cut_off_archive_says_so(tmp_path, kind):
     assert path.name in one_sentence(error)
 
 
+def test_a_folder_of_tars_is_read_as_if_they_were_unpacked(tmp_path):
+    one, two = {"VOC/a.txt": b"1", "VOC/both.txt": b"old"}, {"VOC/b.txt": b"2" * 999}
+    write_tar(tmp_path / "1.tar", one)
+    write_tar(tmp_path / "2.tgz", {**two, "VOC/both.txt": b"new"}, "w:gz")
+    (tmp_path / ".DS_Store").write_bytes(b"")
+    source = Source(tmp_path)
+    files = {**one, **two, "VOC/both.txt": b"new"}
+    for copy in (source, pickle.loads(pickle.dumps(source))):
+        assert dict(copy.read_many(source.names)) == files
+    before = source.fingerprint()
+    write_tar(tmp_path / "1.tar", {**one, "VOC/c.txt": b""})
+    assert Source(tmp_path).fingerprint() != before
+    # With anything else beside them they are files like others.
+    (tmp_path / "README").write_bytes(b"")
+    assert set(Source(tmp_path).names) == {"1.tar", "2.tgz", ".DS_Store", "README"}
+
+
+def test_all_of_several_voc_data_sets_are_none(tmp_path):
+    files = {f"{y}/{n}": d for y in ("07", "12") for n, d in voc_files(a=xml()).items()}
+    with pytest.raises(ValueError, match=r"several VOC data sets \(07/, 12/\)") as error:
+        voc.read(Source(write_folder(tmp_path, files)), None, CLASSES, {})
+    one_sentence(error)
+
+
 def test_a_missing_source_says_what_to_put_where(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere\.tar does not exist: put the data set there"):
         Source(tmp_path / "nowhere.tar")
@@ -255,14 +281,21 @@ def test_voc_class_map_and_part_boxes(tmp_path):
     assert record.labels.tolist() == [1] and record.boxes.tolist() == [[0, 0, 2, 2]]
 
 
-def test_voc_names_with_spaces_dots_and_accents(tmp_path):
+def test_voc_names_with_spaces_dots_accents_and_200_characters(tmp_path):
     # Decomposed in the list, as some systems pack it, composed on disk.
-    stem, other = "Bär am Fluß 1.v2", "日本 語"
-    files = voc_files(**{stem: xml(), other: xml()})
-    files["ImageSets/Main/train.txt"] = f"{unicodedata.normalize('NFD', stem)}\r\n{other}".encode()
-    for path in (write_folder(tmp_path / "f", files), write_zip(tmp_path / "f.zip", files)):
+    stems = "Bär am Fluß 1.v2", "日本 語", "x" * 196
+    files = voc_files(**{stem: xml() for stem in stems})
+    decomposed = unicodedata.normalize("NFD", stems[0])
+    files["ImageSets/Main/train.txt"] = "\r\n".join([decomposed, *stems[1:]]).encode()
+    for path in (
+        write_folder(tmp_path / "f", files),
+        write_zip(tmp_path / "f.zip", files),
+        write_tar(tmp_path / "f.tar", files),
+    ):
         records = voc.read(Source(path), "train", CLASSES, {})
-        assert [r.name for r in records] == [f"{stem}.png", f"{other}.png"]
+        assert [r.name for r in records] == [f"{stem}.png" for stem in stems]
+        everything = voc.read(Source(path), None, CLASSES, {})
+        assert {r.name for r in everything} == {r.name for r in records}
 
 
 def without(files, name):
@@ -281,6 +314,8 @@ BAD_VOC = {
     ),
     "xml": (voc_files(a=b"<annotation><obj"), "Annotations/a.xml is not valid XML"),
     "not text": (voc_files(a=b"\xff\xd8\x00\x01"), "Annotations/a.xml is not valid XML"),
+    "empty file": (voc_files(a=b""), "Annotations/a.xml is not valid XML"),
+    "nameless": (voc_files(a=xml(("", 1, 1, 2, 2))), "Annotations/a.xml.*the class ''"),
     "no xml": (without(voc_files(a=xml()), "Annotations/a.xml"), "holds no Annotations/a.xml"),
     "no image": (without(voc_files(a=xml()), "JPEGImages/a.png"), "holds no image JPEGImages/a"),
     "two images": ({**voc_files(a=xml()), "JPEGImages/a.jpg": b""}, "more than one image"),
@@ -379,6 +414,8 @@ BAD_COCO = {
     "list": ({"annotations": None}, "no list `annotations`"),
     "entries": ({"images": ["a.png"]}, "no list `images`"),
     "nameless": ({"images": [{"id": 3}]}, "`image` without id or file_name"),
+    "listed id": ({"images": [{**IMAGE, "id": [3]}]}, "`image` without id or file_name"),
+    "no category": ({"annotations": [{**BOX, "category_id": [2]}]}, "annotation 5 has category"),
     "lost": ({"images": [{**IMAGE, "file_name": "c.png"}], "annotations": []}, "image c.png"),
     "escape": ({"images": [{**IMAGE, "file_name": "../../a.png"}], "annotations": []}, "no file"),
 }
@@ -392,7 +429,12 @@ def test_bad_coco_is_named_in_one_sentence(tmp_path, case):
     assert "instances_t.json" in one_sentence(error)
 
 
-@pytest.mark.parametrize("text", [b"", b"[1, 2]", b"{", b"\xff\xfe", b"{}"])
+def test_coco_annotation_ids_are_not_needed(tmp_path):
+    boxes = [{**BOX, "id": key} for key in (None, None, [1], [1])]
+    assert len(read_coco(tmp_path, coco_files(annotations=boxes))[1].boxes) == 4
+
+
+@pytest.mark.parametrize("text", [b"", b"[1, 2]", b"{", b"\xff\xfe", b"{}", b"[" * 99_999])
 def test_a_json_that_is_none(tmp_path, text):
     files = {**coco_files(), "annotations/instances_t.json": text}
     with pytest.raises(ValueError, match=r"instances_t\.json") as error:
@@ -413,6 +455,35 @@ def test_decode_gives_bgr_of_eight_bits():
     deep = np.arange(0, 65536, 257 * 3 + 1, dtype=np.uint16).reshape(1, -1)
     for suffix in (".png", ".tiff"):
         np.testing.assert_array_equal(decode(encoded(deep, suffix), "a")[..., 1], deep >> 8)
+
+
+def pil_bytes(image, format, **options):
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def test_decode_of_colours_that_are_not_rgb():
+    """As printers and graphics programs store them."""
+    image = cv2.GaussianBlur(picture(40, 60), (0, 0), 4)
+    rgb = Image.fromarray(image[..., ::-1])
+    cmyk = decode(pil_bytes(rgb.convert("CMYK"), "JPEG", quality=95), "a.jpg", 40, 60)
+    assert cmyk.shape == (40, 60, 3) and np.abs(cmyk.astype(int) - image).mean() < 3
+    palette = decode(pil_bytes(rgb.quantize(64), "PNG", transparency=0), "a.png", 40, 60)
+    np.testing.assert_array_equal(palette[..., ::-1], np.array(rgb.quantize(64).convert("RGB")))
+    bits = Image.fromarray(image[..., 0]).convert("1")
+    one = decode(pil_bytes(bits, "PNG"), "a.png", 40, 60)
+    np.testing.assert_array_equal(one[..., 1], np.array(bits) * 255)
+
+
+def test_an_image_that_claims_to_be_huge_is_refused_before_its_memory_is_taken():
+    """A file of a hundred bytes whose head says 60000 x 60000 pixels."""
+    small = encoded(picture())
+    body = b"IHDR" + struct.pack(">II", 60_000, 60_000) + small[24:29]
+    huge = small[:12] + body + struct.pack(">I", zlib.crc32(body)) + small[33:]
+    with pytest.raises(ValueError, match=r"a\.png cannot be decoded") as error:
+        decode(huge, "a.png")
+    one_sentence(error)
 
 
 def with_orientation(jpeg, value):

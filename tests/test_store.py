@@ -25,6 +25,7 @@ from fsd.data import making, store
 from fsd.data.archive import Source
 from fsd.data.figures import scene, split_seed
 from fsd.data.split import Split
+from fsd.schema import Groups
 
 
 @dataclass
@@ -36,12 +37,15 @@ class Spec:
     classes: list = field(default_factory=lambda: ["cat", "dog"])
     class_map: dict = field(default_factory=dict)
     splits: dict = field(default_factory=lambda: {"train": "train"})
+    ratios: dict = field(default_factory=dict)
+    groups: Groups | None = None
+    download: str | None = None
     input_px: int = 64
     images: dict = field(default_factory=dict)
     seed: int = 0
 
     def model_dump(self):
-        return asdict(self)
+        return asdict(self) | {"groups": self.groups and self.groups.model_dump()}
 
 
 def figures(**changes):
@@ -163,11 +167,11 @@ def test_the_manifest_counts_and_finds_what_leaks(tmp_path):
     assert train["dropped_boxes"] == 2 and test["dropped_boxes"] == 0
     split = store.open_split(tmp_path, "pets", "train")
     np.testing.assert_array_equal(split.original_boxes[0], [0, 1, 3, 6])
-    assert train["duplicates"] == {"count": 0, "first": []}
-    assert test["duplicates"] == {"count": 1, "first": [["c.png", "d.png"]]}
+    found = {f["check"]: (f["splits"], f["count"], f["first"]) for f in facts["audit"]["findings"]}
     shared = [["train/a.png", "test/c.png", "test/d.png"]]
-    assert facts["leaks"]["images"] == {"count": 1, "first": shared}
-    assert facts["leaks"]["groups"] == {"count": 1, "first": ["s2"]}
+    assert found["images"] == (["train", "test"], 2, shared)
+    assert found["inside_images"] == (["test"], 1, [["test/c.png", "test/d.png"]])
+    assert found["groups"] == (["train", "test"], 1, [["s2"]])
     assert str(tmp_path) not in path.read_text()
 
 
@@ -176,9 +180,10 @@ def test_many_duplicates_are_counted_and_some_named(tmp_path):
     for k in range(60):
         files[f"JPEGImages/i{k:02}.png"] = encoded(picture(seed=k // 2))
     store.prepare("pets", Spec(source=str(write_folder(tmp_path / "raw", files))), tmp_path)
-    found = store.manifest(tmp_path, "pets")["splits"]["train"]["duplicates"]
+    findings = store.manifest(tmp_path, "pets")["audit"]["findings"]
+    (found,) = [f for f in findings if f["check"] == "inside_images"]
     assert found["count"] == 30 and len(found["first"]) == 20
-    assert found["first"][0] == ["i00.png", "i01.png"]
+    assert found["first"][0] == ["train/i00.png", "train/i01.png"]
 
 
 # --- the key ------------------------------------------------------------------------------------
@@ -273,10 +278,31 @@ def test_a_picture_of_another_size_than_annotated_is_named(tmp_path):
     fails(r"c\.png has 9x9 pixels .* says 8x6", "pets", spec, tmp_path / "data", workers=1)
 
 
+def test_an_image_of_50_megapixels_goes_the_same_way(tmp_path):
+    image = np.full((5760, 8704, 3), 40, np.uint8)
+    image[2880:, 4352:] = 200
+    files = voc_files(big=xml(("cat", 4353, 2881, 8704, 5760), width=8704, height=5760))
+    files["JPEGImages/big.jpg"] = encoded(image, ".jpg")
+    del files["JPEGImages/big.png"]
+    spec = Spec(source=str(write_folder(tmp_path / "raw", files)))
+    store.prepare("pets", spec, tmp_path, workers=1)
+    split = store.open_split(tmp_path, "pets", "train")
+    assert split.sizes.tolist() == [[5760, 8704]]
+    x1, y1, x2, y2 = split.boxes[0].round().astype(int)
+    inside = split.images[0, y1 + 1 : y2 - 1, x1 + 1 : x2 - 1]
+    assert inside.size and (inside == 200).all() and (split.images[0, : y1 - 1] == 40).all()
+
+
+def test_a_json_without_images_is_one_sentence(tmp_path):
+    source = str(write_folder(tmp_path / "raw", coco_files(images=[], annotations=[])))
+    spec = Spec("coco", source, class_map={"kitty": "cat"}, splits={"train": "instances_t.json"})
+    fails("split train of .* has no images", "x", spec, tmp_path / "data")
+
+
 BAD_SPECS = {
     "missing": (Spec(source="/nowhere/x.tar"), r"/nowhere/x\.tar does not exist: put the data set"),
     "no source": (Spec(), "format voc needs `source`"),
-    "format": (Spec("yolo", "x"), "'yolo' is none of figures, voc, coco"),
+    "format": (Spec("pascal", "x"), "'pascal' is none of figures, voc, coco, yolo"),
     "classes": (Spec("figures", images={"train": 1}), "classes of figures are fall, no_fall"),
     "zero": (
         Spec("figures", classes=["fall", "no_fall"], images={"train": 2, "test": 0}),

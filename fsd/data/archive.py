@@ -19,8 +19,10 @@ _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOF
 class Source:
     """The files below a folder or inside an archive, by their names relative to its root.
 
+    A folder that holds nothing but tars is read as if they were unpacked over each other.
     Names use '/' and are Unicode-composed (NFC), so that a list written on one system finds files
-    packed on another. Links inside an archive are refused; inside a folder they are followed.
+    packed on another; what macOS packs beside each file is left out. Links inside an archive are
+    refused; inside a folder they are followed.
     It can be sent to other processes: each opens the file again. Not to be shared by threads.
     Raises ValueError where the path is missing, unreadable or unsafe.
     """
@@ -28,16 +30,21 @@ class Source:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.used: set[str] = set()  # names read so far in this process
-        self._handle: IO[bytes] | zipfile.ZipFile | None = None
+        self._handles: dict[str, IO[bytes] | zipfile.ZipFile] = {}  # archive -> opened
+        self._archives = [self.path]
         if not self.path.exists():
             raise ValueError(
                 f"{self.path} does not exist: put the data set there, as a folder or as a tar or "
                 "zip file, or correct `source` in params.yaml"
             )
-        # name -> where it lies: a path, a zip's member name, or (offset, size) in the tar's stream
-        self._table: dict[str, str | tuple[int, int]]
+        # name -> where it lies: a path, a zip's member name, or (tar, offset and size in its stream)
+        self._table: dict[str, str | tuple[str, int, int]]
         try:
-            if self.path.is_dir():
+            if self.path.is_dir() and (tars := _only_tars(self.path)):
+                self.kind, self._archives, self._table = "tars", tars, {}
+                for tar in tars:
+                    self._table |= _list_tar(tar)
+            elif self.path.is_dir():
                 self.kind, self._table = "folder", _list_folder(self.path)
             elif tarfile.is_tarfile(self.path):
                 self.kind, self._table = "tar", _list_tar(self.path)
@@ -73,13 +80,14 @@ class Source:
             if self.kind == "folder":
                 return Path(place).read_bytes()
             if self.kind == "zip":
-                self._handle = self._handle or zipfile.ZipFile(self.path)
-                return self._handle.read(place)
-            offset, size = place
-            if self._handle is None:  # the stream that tarfile sees, whatever the compression
-                self._handle = tarfile.open(self.path).fileobj  # noqa: SIM115, read from again
-            self._handle.seek(offset)
-            data = self._handle.read(size)
+                if "" not in self._handles:
+                    self._handles[""] = zipfile.ZipFile(self.path)
+                return self._handles[""].read(place)
+            tar, offset, size = place
+            if tar not in self._handles:  # the stream that tarfile sees, whatever the compression
+                self._handles[tar] = tarfile.open(tar).fileobj  # noqa: SIM115, read from again
+            self._handles[tar].seek(offset)
+            data = self._handles[tar].read(size)
         except (OSError, *_BROKEN) as error:
             raise ValueError(f"{name} cannot be read from {self.path}: {error}") from error
         if len(data) != size:
@@ -92,11 +100,13 @@ class Source:
             yield name, self.read(name)
 
     def fingerprint(self, names: Iterable[str] = ()) -> str:
-        """sha256 of the archive; of a folder, of the names, sizes and hashes of what was `used`
-        here and of the further `names`, so that unrelated files beside them change nothing."""
+        """sha256 of the archive (of several: of their hashes); of a folder, of the names, sizes and
+        hashes of what was `used` here and of the further `names`, so that unrelated files beside
+        them change nothing."""
         if self.kind != "folder":
-            with self.path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            digests = [_sha256(path) for path in self._archives]
+            one = len(digests) == 1
+            return digests[0] if one else hashlib.sha256("\n".join(digests).encode()).hexdigest()
         total = hashlib.sha256()
         for name in sorted({*self.used, *names}):
             data = self.read(name)
@@ -104,12 +114,29 @@ class Source:
         return total.hexdigest()
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_handle": None, "used": set()}
+        return {**self.__dict__, "_handles": {}, "used": set()}
 
 
 def composed(name: str) -> str:
     """A file name in the Unicode form (NFC) that a Source uses."""
     return unicodedata.normalize("NFC", name)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _only_tars(folder: Path) -> list[Path]:
+    """The tars of a folder that holds nothing else (hidden files apart), by name; else none."""
+    entries = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
+    return entries if all(p.is_file() and tarfile.is_tarfile(p) for p in entries) else []
+
+
+def _litter(name: str) -> bool:
+    """Whether macOS packed this beside a file: it looks like an image or a label, but is none."""
+    path = PurePosixPath(name)
+    return "__MACOSX" in path.parts or path.name.startswith("._")
 
 
 def _safe(name: str, archive: Path) -> str:
@@ -120,8 +147,8 @@ def _safe(name: str, archive: Path) -> str:
     return composed(str(PurePosixPath(name)))
 
 
-def _list_tar(path: Path) -> dict[str, str | tuple[int, int]]:
-    table: dict[str, str | tuple[int, int]] = {}
+def _list_tar(path: Path) -> dict[str, str | tuple[str, int, int]]:
+    table: dict[str, str | tuple[str, int, int]] = {}
     with tarfile.open(path) as tar:
         for member in tar:
             name = _safe(member.name, path)
@@ -129,12 +156,13 @@ def _list_tar(path: Path) -> dict[str, str | tuple[int, int]]:
                 continue
             if not member.isreg() or member.issparse():
                 raise ValueError(f"{path} is refused: its member {name!r} is a link or a device")
-            table[name] = (member.offset_data, member.size)
+            if not _litter(name):
+                table[name] = (str(path), member.offset_data, member.size)
     return table
 
 
-def _list_zip(path: Path) -> dict[str, str | tuple[int, int]]:
-    table: dict[str, str | tuple[int, int]] = {}
+def _list_zip(path: Path) -> dict[str, str | tuple[str, int, int]]:
+    table: dict[str, str | tuple[str, int, int]] = {}
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             name = _safe(member.filename, path)
@@ -142,12 +170,13 @@ def _list_zip(path: Path) -> dict[str, str | tuple[int, int]]:
                 continue
             if stat.S_ISLNK(member.external_attr >> 16):
                 raise ValueError(f"{path} is refused: its member {name!r} is a link or a device")
-            table[name] = member.filename
+            if not _litter(name):
+                table[name] = member.filename
     return table
 
 
-def _list_folder(path: Path) -> dict[str, str | tuple[int, int]]:
-    table: dict[str, str | tuple[int, int]] = {}
+def _list_folder(path: Path) -> dict[str, str | tuple[str, int, int]]:
+    table: dict[str, str | tuple[str, int, int]] = {}
     seen: set[str] = set()  # a linked folder may contain itself
     for folder, subfolders, files in os.walk(path, followlinks=True):
         real = os.path.realpath(folder)
@@ -158,5 +187,7 @@ def _list_folder(path: Path) -> dict[str, str | tuple[int, int]]:
         subfolders.sort()
         for file in sorted(files):
             full = Path(folder, file)
-            table[composed(full.relative_to(path).as_posix())] = str(full)
+            name = composed(full.relative_to(path).as_posix())
+            if not _litter(name):
+                table[name] = str(full)
     return table

@@ -10,22 +10,45 @@ from fsd.data.records import Labeller, Record, arrays, number
 
 
 def read(
-    source: Source, annotations: str, classes: Sequence[str], class_map: Mapping[str, str]
+    source: Source, annotations: str | None, classes: Sequence[str], class_map: Mapping[str, str]
 ) -> list[Record]:
     """The images of one annotation file, in its order; images without boxes are kept.
 
-    `annotations` names the JSON inside the source, in full or by its last parts. Category ids
-    become 0..K-1 by class name, so gaps do not matter; xywh becomes xyxy; a crowd is difficult.
+    `annotations` names the JSON inside the source, in full or by its last parts; None takes those
+    of all annotation files. Category ids become 0..K-1 by class name, so gaps do not matter; xywh
+    becomes xyxy; a crowd is difficult.
     Raises ValueError, naming the file, for whatever is missing, repeated or malformed.
     """
-    file = _find_json(source, annotations)
-    data = _load(source, file)
+    label = Labeller(classes, class_map)
+    if annotations is not None:
+        file = _find_json(source, annotations)
+        return _read_file(source, file, _parse(source, file), label)
+    records, origin = [], {}
+    for file in sorted(name for name in source.names if name.lower().endswith(".json")):
+        data = _parse(source, file)
+        if not isinstance(data, dict) or not data.keys() >= {"images", "annotations", "categories"}:
+            continue  # captions, say, or what another program keeps
+        for record in _read_file(source, file, data, label):
+            first = origin.setdefault(record.image, file)
+            if first != file:
+                raise ValueError(
+                    f"{first} and {file} both list the image {record.image}: take one of them out "
+                    "of the source, or name annotation files in `splits`"
+                )
+            records.append(record)
+    if not origin:
+        raise ValueError(f"{source.path} holds no COCO annotation file with images")
+    return records
+
+
+def _read_file(source: Source, file: str, data: object, label: Labeller) -> list[Record]:
+    data = _checked(data, file)
     images = _by_id(data["images"], file, "image")
     categories = _by_id(data["categories"], file, "category")
-    _unique((a["id"] for a in data["annotations"] if "id" in a), file, "annotation id")
+    ids = (annotation.get("id") for annotation in data["annotations"])
+    _unique((key for key in ids if isinstance(key, int | str)), file, "annotation id")
     _unique((image.get("file_name") for image in images.values()), file, "file_name")
 
-    label = Labeller(classes, class_map)
     rows: dict[object, list] = {key: [] for key in images}
     for item in data["annotations"]:
         what = f"annotation {item.get('id')}"
@@ -65,11 +88,14 @@ def _find_json(source: Source, name: str) -> str:
     return matches[0]
 
 
-def _load(source: Source, file: str) -> dict:
+def _parse(source: Source, file: str) -> object:
     try:
-        data = json.loads(source.read(file))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(source.read(file))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON ({error})") from error
+
+
+def _checked(data: object, file: str) -> dict:
     for key in ("images", "annotations", "categories"):
         entries = data.get(key) if isinstance(data, dict) else None
         if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):

@@ -16,6 +16,7 @@ import numpy as np
 
 from fsd.data import figures
 from fsd.data.archive import Source
+from fsd.data.phash import thumbnail
 from fsd.data.records import Record, clean, decode
 
 PAD = 114  # grey beside a letterboxed image, as in YOLOX
@@ -56,6 +57,7 @@ class Made(NamedTuple):
     difficult: np.ndarray  # [n] bool
     dropped: int  # boxes left out for want of an area
     digest: str  # of the decoded pixels
+    thumbnail: np.ndarray  # of the same, for the audit: see phash.thumbnail
 
 
 def array_path(folder: Path, split: str) -> Path:
@@ -135,9 +137,11 @@ def make(work: Work, job: Job) -> Made:
         truth = boxes, labels, np.zeros(len(labels), bool), 0
     else:
         assert work.source is not None
-        data = work.source.read(job.record.image)
-        image = decode(data, job.record.image, job.record.height, job.record.width)
-        truth = clean(job.record, *image.shape[:2])
+        record = job.record
+        data = work.source.read(record.image)
+        upright = record.relative
+        image = decode(data, record.image, record.height, record.width, upright=upright)
+        truth = clean(record, *image.shape[:2])
     height, width = image.shape[:2]
     scale, *fit = (
         work.fits.get((height, width)) or fits([(height, width)], work.size)[height, width]
@@ -146,9 +150,15 @@ def make(work: Work, job: Job) -> Made:
     with array_path(work.folder, job.split).open("r+b") as file:
         file.seek(work.start[job.split] + job.index * canvas.nbytes)
         file.write(canvas)
-    digest = hashlib.sha256(f"{height}x{width}:".encode())
-    digest.update(image)
-    return Made(height, width, scale, *truth, digest.hexdigest())
+    return Made(height, width, scale, *truth, digest(image), thumbnail(image))
+
+
+def digest(image: np.ndarray) -> str:
+    """sha256 of an image's size and pixels."""
+    height, width = image.shape[:2]
+    total = hashlib.sha256(f"{height}x{width}:".encode())
+    total.update(image)
+    return total.hexdigest()
 
 
 def fits(sizes: Iterable[tuple[int, int]], size: int) -> dict[tuple[int, int], Fit]:

@@ -18,10 +18,11 @@ class Record(NamedTuple):
     image: str  # name of the image file inside its Source
     height: int  # pixels, as the annotation says; 0 where it does not say
     width: int
-    boxes: np.ndarray  # [n, 4] float32 xyxy, 0-based continuous edges, not clipped yet
+    boxes: np.ndarray  # [n, 4] float32 xyxy, 0-based continuous edges, not cut yet; pixels
     labels: np.ndarray  # [n] int64, 0..K-1
     difficult: np.ndarray  # [n] bool
     group: str  # video or scene; '' where unknown
+    relative: bool = False  # boxes are shares of the upright image's width and height (YOLO)
 
 
 class Labeller:
@@ -74,18 +75,21 @@ def clean(
     A box is left out where it has no area once cut: outside the image, or inside out.
     """
     limit = np.array([width, height, width, height], np.float32)
-    boxes = np.clip(record.boxes, 0, limit)
+    boxes = np.clip(record.boxes * limit if record.relative else record.boxes, 0, limit)
     keep = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
     return boxes[keep], record.labels[keep], record.difficult[keep], int((~keep).sum())
 
 
-def decode(data: bytes, name: str, height: int = 0, width: int = 0) -> np.ndarray:
+def decode(
+    data: bytes, name: str, height: int = 0, width: int = 0, *, upright: bool = False
+) -> np.ndarray:
     """[height, width, 3] uint8 BGR from the bytes of an image file.
 
     Grey images get three channels, alpha is dropped, 16 bits are cut to the upper 8. Pixels are
     taken in their stored orientation, whatever the EXIF flag says: that is how the tools of VOC and
     COCO read them. Where an annotation was made on the turned image, its size tells: a size other
-    than height x width (where they are not 0) is an error.
+    than height x width (where they are not 0) is an error. YOLO's tools turn the image `upright`
+    (Ultralytics, data/utils.py exif_size), and its labels tell no size.
     Raises ValueError, naming the file, where it is no image, cut off, or of another size.
     """
     cut_off = (data[:2] == b"\xff\xd8" and not _jpeg_ends(data)) or (
@@ -94,7 +98,7 @@ def decode(data: bytes, name: str, height: int = 0, width: int = 0) -> np.ndarra
     if cut_off:
         raise ValueError(f"{name} is cut off: the image file ends before its picture does")
     try:
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        flags = cv2.IMREAD_COLOR | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         image = None

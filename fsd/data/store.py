@@ -2,48 +2,53 @@
 
     root/store/<key>/{split}.images.npy    [N, S, S, 3] uint8, BGR, letterboxed
     root/store/<key>/{split}.targets.npz   the other fields of split.Split
-    root/store/<key>/manifest.json         key, classes, counts, hashes, duplicates
-    root/<name>/manifest.json              the same: what the data set called <name> is at present
+    root/store/<key>/manifest.json         key, classes, counts, hashes, audit
+    root/<name>/manifest.json              the same and its name: what <name> is at present
 
 The key hashes the parameters and the content of the source, so what a store holds never changes
 and several names may share one. It is written beside and renamed when complete.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from fsd.data import audit, coco, figures, making, voc
+from fsd.data import audit, audit_pictures, coco, figures, making, splitting, voc, yolo
 from fsd.data.archive import Source
+from fsd.data.fetch import FULL, fetch
+from fsd.data.lock import locked
 from fsd.data.making import Job, Work, array_path, targets_path
 from fsd.data.records import Record
 from fsd.data.split import Split
 
 STORE_VERSION = 1  # raise when the same parameters and source would give another content
-READERS = {"voc": voc.read, "coco": coco.read}
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+READERS = {"voc": voc.read, "coco": coco.read, "yolo": yolo.read}
 
 
 class Spec(Protocol):
     """What `prepare` must know of a data set (the `data` block of params.yaml)."""
 
-    format: str  # figures, voc or coco
-    source: str | None  # folder, tar or zip (voc, coco)
+    format: str  # figures, voc, coco or yolo
+    source: str | None  # folder, tar or zip (all but figures)
+    download: str | None  # public data set that is fetched where `source` is not there
     classes: Sequence[str]
     class_map: Mapping[str, str]  # class in the source -> one of `classes`
-    splits: Mapping[str, str]  # train, val, test -> its name in the source (voc, coco)
+    splits: Mapping[str, str]  # train, val, test -> its name in the source
+    ratios: Mapping[str, float]  # or train, val, test -> its share of all images
+    groups: splitting.Groups | None  # which images belong together; None: as the source says
     input_px: int
     images: Mapping[str, int]  # train, val, test -> how many to draw (figures)
-    seed: int  # of the drawing (figures)
+    seed: int  # of the drawing (figures) and of the split (ratios)
 
     def model_dump(self) -> dict[str, Any]: ...
 
@@ -64,31 +69,40 @@ def prepare(
     *,
     progress: Callable[[int, int, str], None] | None = None,
     workers: int | None = None,
+    leaks: str = "report",
+    pictures: Path | None = None,
 ) -> Path:
     """Decode a data set into the store, unless it is there, and let `name` mean it.
 
-    progress: called with images done, images in all, split. workers: see making.run.
+    progress: called with images done, images in all, split (while it fetches: megabytes and the
+    file). workers: see making.run.
     Returns the path of the manifest, rewritten only where its content changes; a store that is
     there is only read, so that `root` may be read-only then.
+    leaks: "refuse" raises ValueError where the audit finds a test image among what is trained on, and
+    lets `name` mean nothing; "report" leaves it to the manifest's reader. pictures: a folder for the
+    pairs that leak, side by side.
     Raises ValueError, in one sentence, for whatever is wrong with the source or the disk.
     """
     root = Path(root)
     if not name or name == "store" or name.startswith(".") or Path(name).name != name:
         raise ValueError(f"a data set cannot be called {name!r}: it names a folder in {root}")
-    plan = _read(spec)
-    # Not the path of the source: its content, in `origin`, counts.
-    asked = {key: value for key, value in spec.model_dump().items() if key != "source"}
-    facts = json.dumps([STORE_VERSION, asked, plan.origin], sort_keys=True)
-    place = root / "store" / hashlib.sha256(facts.encode()).hexdigest()[:16]
+    plan = _read(spec, progress)
+    # Not where the source comes from and lies: its content, in `origin`, counts.
+    given = spec.model_dump().items()
+    asked = {key: value for key, value in given if key not in ("source", "download")}
+    content = json.dumps([STORE_VERSION, asked, plan.origin], sort_keys=True)
+    place = root / "store" / hashlib.sha256(content.encode()).hexdigest()[:16]
     with _plain_errors(root):
-        if not _whole(place):
+        if not _whole(place, audited=True):
             place.parent.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(place.parent)
-            with _locked(_beside(place, "lock")):
-                if not _whole(place):  # nobody made it while this process waited
+            with locked(_beside(place, "lock")):
+                if not _whole(place, audited=True):  # nobody made it while this process waited
                     _build(place, plan, progress, workers)
-        text = (place / "manifest.json").read_text(encoding="utf-8")
+        facts = {"name": name} | json.loads((place / "manifest.json").read_text(encoding="utf-8"))
+        text = json.dumps(facts, indent=1) + "\n"
         path = root / name / "manifest.json"
+        _audited(name, place, facts["audit"], path, leaks, pictures)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             path.parent.mkdir(parents=True, exist_ok=True)
             beside = _beside(path, str(os.getpid()))
@@ -133,10 +147,30 @@ def open_split(root: Path, name: str, split: str) -> Split:
     return Split(name=split, classes=tuple(facts["classes"]), images=images, **targets, **texts)
 
 
+def _audited(
+    name: str, place: Path, found: dict[str, Any], path: Path, leaks: str, pictures: Path | None
+) -> None:
+    """Picture the leaks; where they are refused, raise and leave no manifest to train from."""
+    if pictures is not None:
+        audit_pictures.write(pictures, found, partial(_stored, place))
+    why = audit.refusal(name, found)
+    if why and leaks == "refuse":
+        path.unlink(missing_ok=True)
+        raise ValueError(why)
+
+
+def _stored(place: Path, image: str) -> np.ndarray:
+    """The pixels of "split/name"."""
+    split, name = image.split("/", 1)
+    with np.load(targets_path(place, split)) as file:
+        index = file["names"].tolist().index(name)
+    return np.load(array_path(place, split), mmap_mode="r")[index]
+
+
 # --- reading ------------------------------------------------------------------------------------
 
 
-def _read(spec: Spec) -> _Plan:
+def _read(spec: Spec, progress: Callable[[int, int, str], None] | None) -> _Plan:
     if spec.format == "figures":
         if tuple(spec.classes) != figures.CLASSES:
             raise ValueError(f"the classes of figures are {', '.join(figures.CLASSES)}, so ordered")
@@ -144,14 +178,13 @@ def _read(spec: Spec) -> _Plan:
         splits: dict[str, list] = {split: [None] * n for split, n in spec.images.items()}
     else:
         if spec.format not in READERS:
-            raise ValueError(f"format {spec.format!r} is none of figures, voc, coco")
+            raise ValueError(f"format {spec.format!r} is none of figures, {', '.join(READERS)}")
         if not spec.source:
             raise ValueError(f"format {spec.format} needs `source`: a folder, a tar or a zip file")
+        if spec.download:
+            fetch(spec.download, spec.source, progress)
         source, where = Source(spec.source), spec.source
-        splits = {
-            split: READERS[spec.format](source, part, spec.classes, spec.class_map)
-            for split, part in spec.splits.items()
-        }
+        splits = _records(spec, source)
     for split, records in splits.items():
         if not records:
             raise ValueError(f"the split {split} of {where} has no images")
@@ -161,6 +194,21 @@ def _read(spec: Spec) -> _Plan:
         images = [record.image for records in splits.values() for record in records]
         origin = {"kind": source.kind, "sha256": source.fingerprint(images)}
     return _Plan(spec, source, splits, origin)
+
+
+def _records(spec: Spec, source: Source) -> dict[str, list[Record]]:
+    """The images of each split, in its order."""
+    parts = {None: None} if spec.ratios else spec.splits
+    read = {
+        split: READERS[spec.format](source, part, spec.classes, spec.class_map)
+        for split, part in parts.items()
+    }
+    together = [record for records in read.values() for record in records]
+    together = splitting.grouped(together, spec.groups, source)
+    if spec.ratios:
+        return splitting.by_ratios(together, spec.ratios, spec.seed)
+    rest = iter(together)
+    return {split: list(islice(rest, len(records))) for split, records in read.items()}
 
 
 # --- building -----------------------------------------------------------------------------------
@@ -209,13 +257,13 @@ def _build(
 
 def _facts(key: str, folder: Path, plan: _Plan, made: dict[str, list]) -> dict[str, Any]:
     """Write the targets; returns the manifest: nothing in it depends on time or place."""
-    classes, splits, digests, groups = list(plan.spec.classes), {}, {}, {}
+    classes, splits, looks = list(plan.spec.classes), {}, []
     for split, results in made.items():
         records = plan.splits[split]
         names = [r.name if r else f"{split}_{i:06d}" for i, r in enumerate(records)]
-        groups[split] = [r.group if r else "" for r in records]
-        digests[split] = names, [m.digest for m in results]
-        making.write_targets(targets_path(folder, split), names, groups[split], results)
+        groups = [r.group if r else "" for r in records]
+        looks += map(audit.look, repeat(split), names, records, results)
+        making.write_targets(targets_path(folder, split), names, groups, results)
         labels = np.concatenate([m.labels for m in results])
         hard = labels[np.concatenate([m.difficult for m in results])]
         splits[split] = {
@@ -225,10 +273,8 @@ def _facts(key: str, folder: Path, plan: _Plan, made: dict[str, list]) -> dict[s
             "boxes": {name: int((labels == k).sum()) for k, name in enumerate(classes)},
             "difficult": {name: int((hard == k).sum()) for k, name in enumerate(classes)},
             "dropped_boxes": sum(m.dropped for m in results),  # outside the image, or no area
-            "duplicates": audit.duplicates(*digests[split]),
             "files": dict(map(_seal, (array_path(folder, split), targets_path(folder, split)))),
         }
-    leaks = {"images": audit.shared_images(digests), "groups": audit.shared_groups(groups)}
     return {
         "key": key,
         "version": STORE_VERSION,
@@ -238,7 +284,7 @@ def _facts(key: str, folder: Path, plan: _Plan, made: dict[str, list]) -> dict[s
         "channels": "bgr",
         "classes": classes,
         "splits": splits,
-        "leaks": leaks,
+        "audit": audit.audit(looks, classes, plan.spec.input_px, plan.spec.splits),
     }
 
 
@@ -257,10 +303,13 @@ def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}.{suffix}")
 
 
-def _whole(place: Path) -> bool:
-    """Whether a store has all its files, in the sizes its manifest tells."""
+def _whole(place: Path, *, audited: bool = False) -> bool:
+    """Whether a store has all its files, in the sizes its manifest tells, and this audit's findings."""
     try:
-        splits = json.loads((place / "manifest.json").read_text(encoding="utf-8"))["splits"]
+        facts = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
+        if audited and facts.get("audit", {}).get("version") != audit.VERSION:
+            return False
+        splits = facts["splits"]
         files = {name: facts for entry in splits.values() for name, facts in entry["files"].items()}
         return all((place / name).stat().st_size == f["bytes"] for name, f in files.items())
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
@@ -270,33 +319,9 @@ def _whole(place: Path) -> bool:
 def _remove_leftovers(store: Path) -> None:
     """Remove what killed processes left: half a store whose lock nobody holds."""
     for folder in store.glob(".*.tmp"):
-        with _locked(folder.with_suffix(".lock"), wait=False) as free:
+        with locked(folder.with_suffix(".lock"), wait=False) as free:
             if free:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock that ends with the process; yields False where another one holds it."""
-    while True:
-        with path.open("a", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            # The last holder removed its file: whoever waited holds a lock that nobody else sees.
-            try:
-                current = path.stat()
-            except FileNotFoundError:
-                continue
-            if not os.path.samestat(current, os.fstat(file.fileno())):
-                continue
-            try:
-                yield True
-            finally:
-                path.unlink(missing_ok=True)
-            return
 
 
 @contextmanager
@@ -305,7 +330,7 @@ def _plain_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise ValueError(f"no space left in {root} ({error.strerror}): free some") from error
         raise ValueError(
             f"{root} cannot be written to or read ({error.strerror or error}): "

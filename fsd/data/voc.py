@@ -10,17 +10,20 @@ from fsd.data.records import IMAGE_SUFFIXES, Labeller, Record, arrays, number
 
 
 def read(
-    source: Source, split: str, classes: Sequence[str], class_map: Mapping[str, str]
+    source: Source, split: str | None, classes: Sequence[str], class_map: Mapping[str, str]
 ) -> list[Record]:
-    """The images of ImageSets/Main/<split>.txt, in its order.
+    """The images of ImageSets/Main/<split>.txt, in its order; all annotated ones for None.
 
     VOC corners are 1-based and inclusive (VOC2007 devkit documentation), so a box becomes
     (xmin - 1, ymin - 1, xmax, ymax). The VOC folder may lie anywhere below the root of the source.
     `group` is <source><annotation> unless that only names a VOC release.
     Raises ValueError, naming the file, for whatever is missing or malformed.
     """
-    root = _root(source, split)
-    stems = _list(source, f"{root}ImageSets/Main/{split}.txt")
+    if split is None:
+        root, stems = _annotated(source)
+    else:
+        root = _root(source, split)
+        stems = _list(source, f"{root}ImageSets/Main/{split}.txt")
     images = _images(source, f"{root}JPEGImages/")
     label = Labeller(classes, class_map)
     by_xml = {f"{root}Annotations/{stem}.xml": stem for stem in stems}
@@ -49,6 +52,24 @@ def _root(source: Source, split: str) -> str:
             "let `source` name one of them"
         )
     return roots[0]
+
+
+def _annotated(source: Source) -> tuple[str, list[str]]:
+    """What stands before Annotations, and every annotation in it, without suffix."""
+    folder = "Annotations/"
+    stems: dict[str, list[str]] = {}
+    for name in source.names:
+        root, found, rest = f"/{name}".partition(f"/{folder}")
+        if found and rest.endswith(".xml"):
+            stems.setdefault(f"{root}/".lstrip("/"), []).append(rest.removesuffix(".xml"))
+    if not stems:
+        raise ValueError(f"{source.path} holds no {folder}*.xml: is it a VOC data set?")
+    if len(stems) > 1:
+        raise ValueError(
+            f"{source.path} holds several VOC data sets ({', '.join(sorted(stems))}): "
+            "let `source` name one of them"
+        )
+    return next(iter(stems.items()))
 
 
 def _list(source: Source, name: str) -> list[str]:
