@@ -29,7 +29,7 @@ from fsd.boxes import cxcywh_to_xyxy
 from fsd.models.criterion import Criterion
 from fsd.models.postprocess import postprocess
 from fsd.models.yolox import SIZES, YOLOX, for_inference
-from fsd.train.fit import autocast_dtype
+from fsd.train.devices import autocast_dtype
 from fsd.types import Outputs, Pyramid, Targets
 
 CLASSES, BATCH, BOXES, SIDE = 20, 4, 5, 320

@@ -2,136 +2,74 @@
 
 import json
 import time
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from fsd import distill, provenance, tracking
+from fsd import provenance, tracking
 from fsd.console import clock, console, progress
 from fsd.data import loaders
 from fsd.data.draw import Recipe
 from fsd.data.split import Split
 from fsd.data.store import manifest, open_split
-from fsd.evaluate.metrics import evaluate_detections
-from fsd.evaluate.predict import predict
-from fsd.models.build import build_network, build_normalise
-from fsd.models.criterion import Criterion
-from fsd.models.inputs import Normalise
-from fsd.models.weights import load_weights
-from fsd.models.yolox import YOLOX, for_inference
+from fsd.models.yolox import for_inference
 from fsd.params import Params
-from fsd.runs import Run, resolve, teacher_run, to_json, write_atomically
-from fsd.train import checkpoint, store
+from fsd.runs import Run, resolve, to_json, write_atomically
+from fsd.train import checkpoint, controls, devices, gate, guards, parallel, store
 from fsd.train.loop import TrainModule, pick, train_epoch
 from fsd.train.optim import Ema, build_optimizer
-
-DATA = Path("data")
-
-
-class Parts(NamedTuple):
-    """What a run trains with."""
-
-    module: TrainModule
-    teacher: nn.Module | None
-    normalise: Normalise
-    notes: list[str]  # what a reader of the provenance should know about the initial weights
+from fsd.train.parallel import World
+from fsd.train.parts import Parts, build, needs_teacher
+from fsd.train.validate import DATA, validate
 
 
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+class Job(NamedTuple):
+    """One training: what it is, and where its files go."""
 
-
-def autocast_dtype(precision: str, on: torch.device) -> torch.dtype | None:
-    """bf16 where asked for or, with auto, where the processor computes in it; else None (float32)."""
-    if precision == "fp32":
-        return None
-    if on.type == "cuda":
-        able = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # Without these instructions bf16 is emulated and slower than float32.
-        able = any(
-            getattr(torch.cpu, name, lambda: False)()
-            for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        )
-    return torch.bfloat16 if able or precision == "bf16" else None
-
-
-def build(plan: dict[str, Any]) -> Parts:
-    """Student, distiller and teacher of a plan, on the CPU.
-
-    The student's initial weights depend on the seed alone, so all methods of a seed start equal.
-    """
-    classes, seed = len(plan["data"]["classes"]), plan["run"]["seed"]
-    recipe = plan["recipe"]
-    torch.manual_seed(seed)
-    student = build_network(plan["network"], classes)
-    notes = []
-    init = plan["network"]["init"]
-    if init:
-        loaded = load_weights(student, Path(init["weights"]), partial=init["partial"])
-        notes.append(f"started from {init['weights']}: {loaded.loaded} of {loaded.total} entries")
-        notes += [f"left out: {name}" for name in loaded.left_out]
-    config = plan["distill"] or {"distill": "baseline"}
-    method = distill.load(config["distill"])
-    site = "head" if method.site == "head" else config.get("site", "stems")
-    teacher = None
-    if plan["distill"] and method.needs_teacher:
-        teacher = build_network(plan["teacher"], classes)
-        path = teacher_run(plan["run"]["dataset"]).folder / "weights.pt"
-        load_weights(teacher, path)
-        teacher.eval().requires_grad_(False)
-    torch.manual_seed(seed)
-    channels = [_channels(net, site) for net in (student, teacher or student)]
-    distiller = distill.build(config, *channels)
-    criterion = Criterion(
-        classes, radius=recipe["simota_radius"], candidates=recipe["simota_candidates"]
-    )
-    module = TrainModule(student, criterion, distiller, site)
-    return Parts(module, teacher, build_normalise(recipe), notes)
-
-
-def _channels(network: YOLOX, site: str) -> list[int]:
-    """Widths of the maps at the site, from a dry forward pass."""
-    training = network.training
-    with torch.no_grad():
-        outputs = network.eval()(torch.zeros(1, 3, 64, 64))
-    network.train(training)
-    return [f.shape[1] for f in pick(outputs, "stems" if site == "head" else site)]
+    params: Params
+    run: Run
+    plan: dict[str, Any]
+    facts: dict[str, Any]  # the manifest of its data set
+    teacher: str | None  # the key of the trained teacher, where it needs one
+    place: store.Store
+    command: str
 
 
 def fit(params: Params, run: Run, command: str) -> None:
-    """Train the run, continue it, or find it done; then export its files to its folder."""
-    plan = resolve(params, run)
-    facts = manifest(DATA, run.dataset)
-    taught = not run.is_teacher and distill.load(plan["distill"]["distill"]).needs_teacher
-    teacher = store.teacher_key(run.dataset) if taught else None
-    place = store.open_store(plan, facts, teacher)
-    with store.locked(place, run):
-        if place.done.exists():
-            console.print(f"{run.name}: already trained ({place.key}), nothing to do")
-            place.state.unlink(missing_ok=True)  # left where a process died after `done`
-        else:
-            _train(params, run, plan, place, facts, teacher, command)
-        store.export(place, run)
+    """Train the run, continue it, or find it done; then export its files to its folder.
+
+    Every process of a torchrun or srun calls it; the first one alone writes files and speaks.
+    """
+    with parallel.world() as here:
+        console.quiet = not here.first
+        plan = resolve(params, run)
+        facts = manifest(DATA, run.dataset)
+        teacher = store.teacher_key(run.dataset) if needs_teacher(plan) else None
+        place = store.open_store(plan, facts, teacher)
+        job = Job(params, run, plan, facts, teacher, place, command)
+        with store.locked(place, run) if here.first else nullcontext():
+            if parallel.agree(here.first and store.adopt(place, run), here):
+                console.print(f"{run.name}: already trained ({place.key}), nothing to do")
+                place.state.unlink(missing_ok=True)  # left where a process died after `done`
+            else:
+                with store.failure_noted(place, run) if here.first else nullcontext():
+                    if teacher:
+                        gate.check(params, run, facts["key"])
+                    _train(job, here)
+            if here.first:
+                store.export(place, run)
 
 
-def _train(
-    params: Params,
-    run: Run,
-    plan: dict[str, Any],
-    place: store.Store,
-    facts: dict[str, Any],
-    teacher_key: str | None,
-    command: str,
-) -> None:
-    on = device()
+def _train(job: Job, here: World) -> None:
+    params, run, plan, place = job.params, job.run, job.plan, job.place
+    on = devices.pick(console.print)
     train = plan["network"]["train"]
-    dtype = autocast_dtype(train["precision"], on)
+    dtype = devices.autocast_dtype(train["precision"], on)
     parts = build(plan)
-    module = parts.module.to(on, memory_format=torch.channels_last)
-    teacher = parts.teacher and for_inference(parts.teacher, dtype=dtype).to(on)
+    module = parallel.synchronised(parts.module, here).to(on, memory_format=torch.channels_last)
+    module.criterion.reduce = parallel.mean_over_processes(here)
     normalise = parts.normalise.to(on)
     optimizer = build_optimizer(
         module, lr=train["lr"], momentum=train["momentum"], weight_decay=train["weight_decay"]
@@ -146,20 +84,22 @@ def _train(
         ema.load_state_dict(state["ema"])
         console.print(f"{run.name}: continues after epoch {state['epoch']} of {train['epochs']}")
     log, best = state["log"], state["best"]
-    segments = [*state["segments"], provenance.segment(command)]
-    loader = loaders.make_loader(
-        _training_split(plan, run),
-        Recipe(**plan["recipe"]["augment"]),
-        batch_size=train["batch_size"],
-        seed=run.seed,
-        device=on,
-    )
-    tracker = tracking.Tracker(params, run, plan, place.key)
+    segments = [*state["segments"], provenance.segment(job.command) | {"processes": here.size}]
+    loader = _loader(plan, run, on, here)
+    # What comes before the first step is done by every process on all images, so that all agree.
+    whole = loader if here.size == 1 else _loader(plan, run, on, World())
+    tracker = tracking.Tracker(params, run, plan, place.key) if here.first else None
     try:
-        _prepare_distiller(module, teacher, normalise, loader, state["epoch"])
+        teacher = _teacher(parts, plan, whole, on, dtype)
+        if state["epoch"] == 0 and teacher is not None:
+            _prepare_distiller(module, teacher, normalise, whole)
+        if whole is not loader:
+            whole.close()
+        unused = any(p.requires_grad for p in module.distiller.parameters())
+        step = parallel.wrap(module, here, unused=unused)
         for epoch in range(state["epoch"], train["epochs"]):
             label = f"{run.name} epoch {epoch + 1}/{train['epochs']}"
-            with progress(label) as update:
+            with progress(label) as update, guards.memory(run, train["batch_size"]):
                 line = train_epoch(
                     module,
                     teacher,
@@ -171,18 +111,18 @@ def _train(
                     epoch,
                     dtype=dtype,
                     update=update,
+                    step_of=step,
+                    here=here,
                 )
-            every = train["validate_every"]
-            if every and ((epoch + 1) % every == 0 or epoch + 1 == train["epochs"]):
-                line["val_ap"] = _validate(params, run, ema.model, normalise, on)
-                if train["select"] == "best_val" and (not best or line["val_ap"] > best["ap"]):
-                    weights = {k: v.cpu().clone() for k, v in ema.model.state_dict().items()}
-                    best = {"ap": line["val_ap"], "epoch": epoch + 1, "model": weights}
+            guards.weights(module, run, epoch)
+            guards.explosion(log, line, run)
+            if here.first and _due(train, epoch):
+                best = _validated(job, line, best, epoch, ema.model, normalise, on)
             log.append(line)
             left = sum(entry["seconds"] for entry in log) / len(log) * (train["epochs"] - epoch - 1)
             console.print(_line(label, line, left))
-            checkpoint.save(
-                {
+            if here.first:
+                state = {
                     "epoch": epoch + 1,
                     "student": module.student.state_dict(),
                     "distiller": module.distiller.state_dict(),
@@ -191,16 +131,29 @@ def _train(
                     "log": log,
                     "segments": segments,
                     "best": best,
-                },
-                place.state,
-            )
-            write_atomically(place.log, "".join(json.dumps(entry) + "\n" for entry in log))
-            tracker.log(log)
+                }
+                checkpoint.save(state, place.state)
+                text = "".join(json.dumps(entry) + "\n" for entry in log)
+                write_atomically(place.log, text)
+                tracker.log(log)
     finally:
         loader.close()
-    chosen = best or {"epoch": train["epochs"], "model": ema.model.state_dict()}
-    _finish(place, run, plan, facts, teacher_key, parts.notes, chosen, segments, log, dtype)
-    tracker.finish()
+    if here.first:
+        chosen = best or {"epoch": train["epochs"], "model": ema.model.state_dict()}
+        _finish(job, parts.notes, chosen, segments, log, dtype)
+        tracker.finish()
+
+
+def _loader(plan: dict[str, Any], run: Run, on: torch.device, here: World) -> loaders.Loader:
+    return loaders.make_loader(
+        _training_split(plan, run),
+        Recipe(**plan["recipe"]["augment"]),
+        batch_size=plan["network"]["train"]["batch_size"],
+        seed=run.seed,
+        device=on,
+        rank=here.rank,
+        world_size=here.size,
+    )
 
 
 def _training_split(plan: dict[str, Any], run: Run) -> Split:
@@ -211,10 +164,20 @@ def _training_split(plan: dict[str, Any], run: Run) -> Split:
     return loaders.without_difficult(split)
 
 
-def _prepare_distiller(module: TrainModule, teacher, normalise, loader, epoch: int) -> None:
+def _teacher(
+    parts: Parts, plan: dict[str, Any], loader: loaders.Loader, on: torch.device, dtype
+) -> nn.Module | None:
+    """The teacher as it computes, known to the distiller."""
+    if parts.teacher is None:
+        return None
+    controls.prepare(parts.teacher.to(on), plan, parts.normalise, loader)
+    teacher = for_inference(parts.teacher, dtype=dtype).to(on)
+    parts.module.distiller.bind(teacher)
+    return teacher
+
+
+def _prepare_distiller(module: TrainModule, teacher, normalise, loader: loaders.Loader) -> None:
     """The first phase of methods that have one (FT's paraphraser); a resumed run has had it."""
-    if epoch or teacher is None or not hasattr(module.distiller, "prepare"):
-        return
 
     def features():
         for batch in loader.epoch(0, plain=True):
@@ -224,11 +187,22 @@ def _prepare_distiller(module: TrainModule, teacher, normalise, loader, epoch: i
     module.distiller.prepare(features())
 
 
-def _validate(params: Params, run: Run, model: nn.Module, normalise, on: torch.device) -> float:
-    split = open_split(DATA, run.dataset, "val")
-    settings = params.datasets[run.dataset].evaluate.model_dump()
-    found = predict(nn.Sequential(normalise, model), split, batch_size=32, device=on, **settings)
-    return evaluate_detections(split, found)["ap"]
+def _due(train: dict[str, Any], epoch: int) -> bool:
+    every = train["validate_every"]
+    return bool(every) and ((epoch + 1) % every == 0 or epoch + 1 == train["epochs"])
+
+
+def _validated(
+    job: Job, line: dict[str, Any], best: dict[str, Any] | None, epoch: int, model, normalise, on
+) -> dict[str, Any] | None:
+    """Put the validation's AP into the log's line; the best weights so far, where they are wanted."""
+    select = job.plan["network"]["train"]["select"]
+    split = "test" if select == "best_test" else "val"
+    line["val_ap"] = validate(job.params, job.run, split, model, normalise, on, epoch + 1)
+    if select == "last" or (best and line["val_ap"] <= best["ap"]):
+        return best
+    weights = {name: value.cpu().clone() for name, value in model.state_dict().items()}
+    return {"ap": line["val_ap"], "epoch": epoch + 1, "model": weights}
 
 
 def _line(label: str, line: dict[str, Any], left: float) -> str:
@@ -242,11 +216,7 @@ def _line(label: str, line: dict[str, Any], left: float) -> str:
 
 
 def _finish(
-    place: store.Store,
-    run: Run,
-    plan: dict[str, Any],
-    facts: dict[str, Any],
-    teacher_key: str | None,
+    job: Job,
     notes: list[str],
     chosen: dict[str, Any],
     segments: list[dict[str, Any]],
@@ -254,14 +224,15 @@ def _finish(
     dtype: torch.dtype | None,
 ) -> None:
     """Write weights and provenance, mark the run done, drop the resume state: in this order."""
-    meta = {key: plan[key] for key in ("run", "data", "network", "recipe")}
+    place = job.place
+    meta = {key: job.plan[key] for key in ("run", "data", "network", "recipe")}
     weights = {name: value.cpu().contiguous() for name, value in chosen["model"].items()}
     checkpoint.save({"model": weights, "meta": meta}, place.weights)
     record = {
         "key": place.key,
-        "plan": plan,
-        "data": {"key": facts["key"], "source": facts.get("source")},
-        "teacher": teacher_key,
+        "plan": job.plan,
+        "data": {"key": job.facts["key"], "source": job.facts.get("source")},
+        "teacher": job.teacher,
         "weights_sha256": provenance.sha256(place.weights),
         "selected_epoch": chosen["epoch"],
         "precision": "bf16 autocast" if dtype else "float32",

@@ -16,10 +16,14 @@ from torch import Tensor, nn
 
 from fsd.distill import Distiller
 from fsd.models.criterion import Criterion
+from fsd.train import parallel
+from fsd.train.controls import of_another_image
 from fsd.train.optim import Ema, learning_rate
+from fsd.train.parallel import World
 from fsd.types import Batch, Features, Outputs, Targets
 
-NOTE_EVERY = 20  # steps between looks at the loss: each look waits for the device
+NOTE_EVERY = 20  # steps between looks at the loss; on a GPU what is shown is one look old
+ALONE = World()
 
 
 class NotFiniteError(ArithmeticError):
@@ -65,8 +69,9 @@ def branch(outputs: Outputs, site: str) -> Features | Outputs:
 class TrainModule(nn.Module):
     """Everything with gradients: student, detection losses, distiller and its adapters.
 
-    forward(images [B, 3, H, W], targets, teacher's outputs or None, l1) gives the weighted terms;
-    the loss is their sum. The teacher stays outside: it has no gradient and is in no checkpoint.
+    forward(images [B, 3, H, W], targets, teacher's outputs or None, l1, share) gives the weighted
+    terms; the loss is their sum. share: see parallel.share; 1 for a single process. The teacher
+    stays outside: it has no gradient and is in no checkpoint.
     """
 
     def __init__(self, student: nn.Module, criterion: Criterion, distiller: Distiller, site: str):
@@ -77,15 +82,19 @@ class TrainModule(nn.Module):
         self.site = site
 
     def forward(
-        self, images: Tensor, targets: Targets, teacher: Outputs | None, l1: bool
+        self,
+        images: Tensor,
+        targets: Targets,
+        teacher: Outputs | None,
+        l1: bool,
+        share: float = 1.0,
     ) -> dict[str, Tensor]:
         outputs = self.student(images)
         terms = self.criterion(outputs, targets, l1=l1)
         if teacher is not None:
             size = (images.shape[-2], images.shape[-1])
-            terms |= self.distiller(
-                branch(outputs, self.site), pick(teacher, self.site), targets, size
-            )
+            kd = self.distiller(branch(outputs, self.site), pick(teacher, self.site), targets, size)
+            terms |= {name: share * value for name, value in kd.items()} if share != 1 else kd
         return terms
 
 
@@ -122,11 +131,15 @@ def train_epoch(
     *,
     dtype: torch.dtype | None,
     update: Callable[[int, int, str], None],
+    step_of: Callable[..., dict[str, Tensor]] | None = None,
+    here: World = ALONE,
 ) -> dict[str, Any]:
     """One pass over the training images; the epoch's line of the log.
 
-    dtype: of the autocast, None for float32. Raises NotFiniteError with term and step.
+    dtype: of the autocast, None for float32. step_of: what to call for the terms, the module itself
+    or what parallel.wrap made of it. Raises NotFiniteError with term and step.
     """
+    step_of = step_of or module
     train, run = plan["network"]["train"], plan["run"]
     closing = epoch >= train["epochs"] - train["no_aug_epochs"]
     schedule = {
@@ -134,12 +147,15 @@ def train_epoch(
         for name in ("lr", "epochs", "warmup_epochs", "no_aug_epochs", "min_lr_ratio")
     }
     distilling = teacher is not None and module.distiller.active(epoch, train["epochs"])
-    torch.manual_seed(int(np.random.SeedSequence((run["seed"], epoch)).generate_state(1)[0]))
+    shuffled = distilling and plan["distill"]["teacher"] == "shuffled"
+    place = (run["seed"], epoch, here.rank) if here.rank else (run["seed"], epoch)
+    torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
     module.train()
     history: list[Tensor] = []
     names: list[str] = []
     images_seen, start = 0, time.monotonic()
-    note = ""
+    whole_batch = min(train["batch_size"], len(loader.split))
+    note, looked = "", None
     for step, raw in enumerate(loader.epoch(epoch, plain=closing)):
         batch = resize(raw, input_size(plan, epoch, step))
         lr = learning_rate(
@@ -155,7 +171,10 @@ def train_epoch(
             if distilling:
                 with torch.no_grad():
                     taught = teacher(images)
-            terms = module(images, batch.targets, taught, closing)
+                if shuffled:
+                    taught = of_another_image(taught)
+            share = parallel.share(len(images), whole_batch, here)
+            terms = step_of(images, batch.targets, taught, closing, share)
         loss = sum(terms.values())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -163,13 +182,14 @@ def train_epoch(
         ema.update(module.student)
         names = list(terms)
         history.append(torch.stack([term.detach().float() for term in terms.values()]))
-        images_seen += len(images)
+        images_seen += len(images) * here.size
         if step % NOTE_EVERY == 0:
-            values = dict(zip(names, history[-1].tolist(), strict=True))
+            looked, last = _fetch(history[-1]), looked
+            values = dict(zip(names, (last if last is not None else looked).tolist(), strict=True))
             note = f"loss {sum(values.values()):.2f} kd/task {kd_ratio(values):.2f}"
         rate = images_seen / (time.monotonic() - start)
         update(step + 1, len(loader), f"{note} {rate:.0f} img/s")
-    table = torch.stack(history).cpu()
+    table = parallel.averaged(torch.stack(history), here).cpu()
     bad = (~torch.isfinite(table)).nonzero()
     if len(bad):
         step, term = bad[0].tolist()
@@ -190,6 +210,13 @@ def train_epoch(
         "wait_share": loader.wait_s / seconds,
         "seconds": seconds,
     }
+
+
+def _fetch(values: Tensor) -> Tensor:
+    """The values on the CPU once the device has come so far: nobody waits for it here."""
+    if not values.is_cuda:
+        return values
+    return torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
 
 
 def kd_ratio(terms: dict[str, float]) -> float:

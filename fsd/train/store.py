@@ -7,15 +7,17 @@ so a state never meets them; a lock keeps two processes from training one run.
 
 import fcntl
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fsd.provenance import sha256
-from fsd.runs import Run, digest, teacher_run
+from fsd.runs import Run, digest, teacher_run, to_json, write_atomically
 from fsd.train import checkpoint
 
+STORES = Path("results/store")
 EXPORTED = ("weights.pt", "log.jsonl", "provenance.json")
 
 
@@ -61,8 +63,8 @@ def teacher_key(dataset: str) -> str:
         ) from None
 
 
-def open_store(plan: dict[str, Any], manifest: dict[str, Any], teacher: str | None) -> Store:
-    """The store of a plan over a prepared data set, taught by the teacher with that key."""
+def key(plan: dict[str, Any], manifest: dict[str, Any], teacher: str | None) -> str:
+    """What names the store of a plan over a prepared data set, taught by that teacher."""
     parts: dict[str, Any] = {"plan": plan, "data": manifest["key"], "teacher": teacher}
     init = plan["network"].get("init")
     if init:
@@ -73,10 +75,48 @@ def open_store(plan: dict[str, Any], manifest: dict[str, Any], teacher: str | No
                 f"{init['weights']} is not there: put the weights to start from at that path, "
                 "or remove init in params.yaml"
             ) from None
-    key = digest(parts)
-    folder = Path("results/store") / key
+    return digest(parts)
+
+
+def open_store(plan: dict[str, Any], manifest: dict[str, Any], teacher: str | None) -> Store:
+    """The store of that key, made where it is not there."""
+    name = key(plan, manifest, teacher)
+    folder = STORES / name
     folder.mkdir(parents=True, exist_ok=True)
-    return Store(key, folder)
+    return Store(name, folder)
+
+
+def adopt(store: Store, run: Run) -> bool:
+    """Whether the run is done: here, or elsewhere and brought here as its declared outputs."""
+    if store.done.exists():
+        return True
+    try:
+        made = json.loads((run.folder / "provenance.json").read_text(encoding="utf-8"))
+        brought = made["key"] == store.key and made["weights_sha256"] == sha256(
+            run.folder / "weights.pt"
+        )
+    except (FileNotFoundError, ValueError, KeyError):
+        return False
+    if not brought or not (run.folder / "log.jsonl").exists():
+        return False
+    for name in EXPORTED:
+        checkpoint.export(run.folder / name, store.folder / name)
+    store.done.touch()
+    return True
+
+
+@contextmanager
+def failure_noted(store: Store, run: Run) -> Iterator[None]:
+    """Leave failed.json beside the run's outputs where it fails, for the report; none where not."""
+    note = run.folder / "failed.json"
+    note.unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        write_atomically(note, to_json({"key": store.key, "error": text, "when": when}))
+        raise
 
 
 @contextmanager
