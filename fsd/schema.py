@@ -64,8 +64,9 @@ class Groups(Strict):
 class Data(Strict):
     """Where images come from and how they are stored."""
 
+    # figures: drawn here; voc: XML; coco: JSON; yolo: a text file per image.
     format: Literal["figures", "voc", "coco", "yolo"]
-    classes: list[str] = Field(min_length=1)
+    classes: list[str] = Field(min_length=1)  # names; a label is a position here
     input_px: Count  # side of the square network input
     source: str | None = None  # folder, tar or zip (all but figures)
     download: Literal["voc2007"] | None = None  # fetched to `source` where nothing is there
@@ -111,39 +112,42 @@ class Data(Strict):
 class Augment(Strict):
     """Random changes of a training image; ranges as in the official YOLOX (see data/draw.py)."""
 
-    mosaic: Probability
-    mixup: Probability
-    degrees: NotNegative
+    mosaic: Probability  # four images around a point
+    mixup: Probability  # of a mosaic: another image blended in
+    degrees: NotNegative  # largest rotation
     translate: NotNegative  # share of the image's side
-    scale: Annotated[list[Positive], Field(min_length=2, max_length=2)]
+    scale: Annotated[list[Positive], Field(min_length=2, max_length=2)]  # smallest and largest
     shear: NotNegative  # degrees
-    mixup_scale: Annotated[list[Positive], Field(min_length=2, max_length=2)]
+    mixup_scale: Annotated[list[Positive], Field(min_length=2, max_length=2)]  # of that image
+    # Largest change of hue (of 180), saturation and value (of 255).
     hsv: Annotated[list[NotNegative], Field(min_length=3, max_length=3)]
-    flip: Probability
+    flip: Probability  # left to right
+    # Range of the mosaic's centre, in sides of one image, of a canvas of two by two.
     mosaic_centre: Annotated[list[NotNegative], Field(min_length=2, max_length=2)]
-    max_boxes: Count
+    max_boxes: Count  # per image; the first ones stay
 
 
 class Multiscale(Strict):
     """The batch is resized to a random multiple of 32 between low and high times input_px."""
 
-    low: Positive
-    high: Positive
+    low: Positive  # share of input_px
+    high: Positive  # share of input_px
     every: Count  # iterations with one size
 
 
 class Recipe(Strict):
     """A dialect of YOLOX: where the official program and the FSD authors' framework differ."""
 
-    source: str
-    channels: Literal["bgr", "rgb"]
+    source: str  # where the numbers are from
+    channels: Literal["bgr", "rgb"]  # order in which the network sees an image
     mean: Annotated[list[float], Field(min_length=3, max_length=3)]  # in the order of channels
-    std: Annotated[list[Positive], Field(min_length=3, max_length=3)]
-    simota_radius: Positive
+    std: Annotated[list[Positive], Field(min_length=3, max_length=3)]  # as mean, of values 0..255
+    simota_radius: Positive  # of the square around a box's centre, in strides
+    # Which points may be assigned to a box: those in that square, or in the box as well.
     simota_candidates: Literal["centre", "box_or_centre"]
     difficult: bool  # objects marked difficult are training targets
-    augment: Augment
-    multiscale: Multiscale | None
+    augment: Augment  # of the training images
+    multiscale: Multiscale | None  # null: one input size
     schedule_offset: Literal[0, 1]  # the t-th iteration, counted from 0, takes lr(t + offset)
     voc_plus_one: bool  # VOC overlap counts inclusive pixels
     voc_strict: bool  # a match needs IoU > 0.5, not >=
@@ -153,14 +157,14 @@ class Train(Strict):
     """Optimisation of one network."""
 
     epochs: Count
-    batch_size: Count  # global
-    lr: Positive
-    momentum: Probability
-    weight_decay: NotNegative
-    warmup_epochs: NotNegative
+    batch_size: Count  # of all processes together
+    lr: Positive  # peak; for this batch size, it is not rescaled
+    momentum: Probability  # Nesterov's
+    weight_decay: NotNegative  # of convolution weights alone
+    warmup_epochs: NotNegative  # quadratic from 0 to lr
     no_aug_epochs: Annotated[int, Field(ge=0)]  # closing phase: no mosaic or mixup, L1 term on
-    min_lr_ratio: Probability
-    ema_decay: Probability
+    min_lr_ratio: Probability  # lr of the closing phase, as a share of lr
+    ema_decay: Probability  # times 1 - exp(-update / 2000)
     precision: Literal["auto", "bf16", "fp32"]  # auto: bf16 where the processor has it
     validate_every: Annotated[int, Field(ge=0)]  # epochs between AP on val; 0: never
     # Which epoch's weights are kept; best_test is what some papers do: optimistic, and marked so.
@@ -179,20 +183,21 @@ class Init(Strict):
     """Weights to start from."""
 
     weights: str  # file: official .pth, our weights.pt, or .npz
-    partial: bool  # leave out what does not fit (another number of classes)
+    partial: bool  # true: leave out what does not fit (another number of classes)
 
 
 class Network(Strict):
     """A detector and its training. Either a named size or free depth, width and depthwise."""
 
+    # One of the official sizes.
     size: Literal["yolox_nano", "yolox_tiny", "yolox_s", "yolox_m", "yolox_l", "yolox_x"] | None = (
         None
     )
-    depth: Positive | None = None
-    width: Positive | None = None
-    depthwise: bool | None = None
-    init: Init | None = None
-    train: Train
+    depth: Positive | None = None  # multiplier of the official depth (YOLOX-L is 1)
+    width: Positive | None = None  # multiplier of the official channels (YOLOX-L is 1)
+    depthwise: bool | None = None  # 3x3 convolutions per channel, as in YOLOX-Nano
+    init: Init | None = None  # null: random weights from the seed
+    train: Train  # its optimisation
 
     @model_validator(mode="after")
     def _fits(self) -> "Network":
@@ -207,9 +212,9 @@ class Network(Strict):
 class Evaluate(Strict):
     """From network outputs to detections."""
 
-    score_threshold: Probability
-    nms_iou: Probability
-    max_detections: Count
+    score_threshold: Probability  # objectness times class probability
+    nms_iou: Probability  # a better box of the same class overlapping by more suppresses one
+    max_detections: Count  # per image, the best ones
 
 
 class TeacherGate(Strict):
@@ -217,21 +222,22 @@ class TeacherGate(Strict):
 
     min_ap: Probability | None = None  # what it had when it was last trained well
     above_baseline: bool = True  # it must not be below a finished baseline student
-    on_failure: Literal["stop", "warn"] = "stop"
+    # stop: no student is distilled from it; warn: one line is printed; off: nothing is looked at.
+    on_failure: Literal["stop", "warn", "off"] = "stop"
 
 
 class Dataset(Strict):
     """Everything of a run but the method and the seed."""
 
-    data: Data
-    recipe: str
-    teacher: Network
-    student: Network
-    evaluate: Evaluate
+    data: Data  # the images
+    recipe: str  # a name of recipes
+    teacher: Network  # trained once, with seed 0
+    student: Network  # trained for every method and seed
+    evaluate: Evaluate  # from outputs to detections, for both
     paper: str | None = None  # its name in paper/reference.yaml, where the paper has it
-    # The rest shapes no weights: it says when to stop.
-    leaks: Literal["refuse", "report"] = "refuse"  # an image or a group in two splits
-    teacher_gate: TeacherGate = TeacherGate()
+    leaks: Literal["refuse", "report"] = "refuse"  # what an image or a group in two splits means
+    teacher_gate: TeacherGate = TeacherGate()  # when a teacher is too weak to teach
+    zero_ap_epochs: Count | None = None  # validated, and AP still 0 after so many: stop
 
     @model_validator(mode="after")
     def _fits(self) -> "Dataset":
@@ -250,7 +256,7 @@ class Method(Strict):
     """A distiller (file of fsd/distill/) and its hyper-parameters, which its class defines."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
-    distill: str
+    distill: str  # the file in fsd/distill/
     # Controls: a teacher with random weights, or one that sees another image of the batch.
     teacher: Literal["trained", "random", "shuffled"] = "trained"
     epochs_factor: Positive = 1.0  # a student that trains longer (extra compute for the baseline)
@@ -266,16 +272,24 @@ class Verdict(Strict):
 class Experiment(Strict):
     """A named set of runs: all data sets x methods x seeds, and the teachers they need."""
 
-    name: Name
-    datasets: list[str] = Field(min_length=1)
-    methods: list[str] = Field(min_length=1)
+    name: Name  # its own key, again: dvc.yaml cannot look that up
+    datasets: list[str] = Field(min_length=1)  # names of datasets
+    methods: list[str] = Field(min_length=1)  # names of methods
+    # A seed fixes initialisation, order and augmentation, for all methods alike.
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    # A method that the others are compared with besides the baseline (an ablation's full form).
+    reference: str | None = None
 
     @model_validator(mode="after")
-    def _unique(self) -> "Experiment":
+    def _fits(self) -> "Experiment":
         for key in ("datasets", "methods", "seeds"):
             values = getattr(self, key)
             twice = {v for v in values if values.count(v) > 1}
             if twice:
                 raise ValueError(f"{key} names {min(twice, key=str)!r} twice")
+        if self.reference is not None and self.reference not in self.methods:
+            raise ValueError(
+                f"reference '{self.reference}' is not among the methods: "
+                f"{nearest(self.reference, self.methods)}"
+            )
         return self

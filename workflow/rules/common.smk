@@ -26,6 +26,21 @@ def initial_weights(role):
     return find
 
 
+def teaching(wildcards):
+    """What a student waits for: its teacher and the teacher's AP (the gate), where one teaches it."""
+    method = PARAMS.methods[wildcards.method]
+    if method.distill == "baseline" or method.teacher == "random":
+        return []
+    folder = runs.teacher_run(wildcards.dataset).folder
+    # ancient: the AP is looked at, but no weight depends on it.
+    return [folder / "weights.pt", ancient(str(folder / "metrics.json"))]
+
+
+def training_priority(wildcards):
+    """Students that nobody teaches go first: the gate compares the teacher with those finished."""
+    return int(PARAMS.methods[wildcards.method].distill == "baseline")
+
+
 def training_threads():
     """So many that as many trainings run at once as there are GPUs; one at a time without."""
     gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))

@@ -26,6 +26,7 @@ rule teacher:
         weights="results/runs/{dataset}/teacher/0/weights.pt",
         provenance="results/runs/{dataset}/teacher/0/provenance.json",
         log="results/runs/{dataset}/teacher/0/log.jsonl",
+    priority: 2  # most of the others wait for it
     threads: training_threads()
     shell:
         "fsd teacher --dataset {wildcards.dataset}"
@@ -36,13 +37,14 @@ rule train:
         plan="results/plan/{dataset}/{method}/{seed}.json",
         init=initial_weights("student"),
         data="data/{dataset}/manifest.json",
-        teacher="results/runs/{dataset}/teacher/0/weights.pt",
+        teacher=teaching,
     output:
         weights="results/runs/{dataset}/{method}/{seed}/weights.pt",
         provenance="results/runs/{dataset}/{method}/{seed}/provenance.json",
         log="results/runs/{dataset}/{method}/{seed}/log.jsonl",
     wildcard_constraints:
-        method="(?!teacher$)[a-z0-9_]+",
+        method="(?!teacher/)[a-z0-9_]+",
+    priority: training_priority
     threads: training_threads()
     shell:
         "fsd train --dataset {wildcards.dataset} --method {wildcards.method} --seed {wildcards.seed}"
@@ -57,6 +59,7 @@ rule evaluate:
         metrics="results/runs/{dataset}/{method}/{seed}/metrics.json",
         detections="results/runs/{dataset}/{method}/{seed}/detections.json",
         preview="results/runs/{dataset}/{method}/{seed}/preview.jpg",
+    priority: 2  # short, and the gate reads it
     threads: training_threads()
     shell:
         "fsd evaluate --dataset {wildcards.dataset} --method {wildcards.method} --seed {wildcards.seed}"
@@ -66,10 +69,12 @@ rule report:
     input:
         plan="results/plan/report/{experiment}.json",
         paper="paper/reference.yaml",
+        ambiguities="paper/ambiguities.yaml",
         metrics=metrics_of_experiment,
     output:
         markdown="results/tables/{experiment}.md",
         csv="results/tables/{experiment}.csv",
+        latex="results/tables/{experiment}.tex",
         provenance="results/tables/{experiment}.provenance.json",
         page="results/report/{experiment}.html",
     shell:
