@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 UV := uv==0.13.9
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo demo-short test test-all test-oldest lint format lock
+.PHONY: help setup demo demo-short test test-all test-slurm test-oldest lint format lock
 help:
 	@echo "make demo   set up .venv, run the active experiment of params.yaml, print its table"
-	@echo "make test   set up .venv, run the tests (make test-all: the slow ones too; make test-oldest)"
+	@echo "make test   set up .venv, run the tests (make test-all: the slow ones too; test-slurm, test-oldest)"
 	@echo "make setup  set up .venv alone      make lint  check style      make lock  renew versions"
 
 setup: $(BIN)/.installed
@@ -36,6 +36,13 @@ test: setup
 
 test-all: setup
 	python -m pytest -m "not gpu and not slurm"
+
+# A node is lost in the middle of a training on a private Slurm (installed where there is none).
+test-slurm: setup
+	@which sbatch >/dev/null || \
+	  $$(test "$$(id -u)" = 0 || echo sudo) apt-get install -y --no-install-recommends slurm-wlm || \
+	  { echo "Slurm is not installed (on Debian: apt-get install slurm-wlm)"; exit 2; }
+	python -m pytest -m slurm
 
 # The same tests on the oldest torch that is supported, in an environment of their own.
 test-oldest:

@@ -43,3 +43,8 @@ rule all:
 
 
 include: "workflow/rules/stages.smk"
+
+
+onerror:
+    # Whatever is complete makes a table that names the holes.
+    shell(f"fsd report --experiment {EXPERIMENT.name} || true")

@@ -52,6 +52,11 @@ def manifest_path(dataset: str) -> Path:
     return Path("data") / dataset / "manifest.json"
 
 
+def audit_folder(dataset: str) -> Path:
+    """Pictures of what leaks between its splits."""
+    return Path("results/audit") / dataset
+
+
 def data_plan(dataset: str) -> Path:
     return Path("results/plan") / dataset / "data.json"
 

@@ -8,6 +8,7 @@ are one function. Whatever goes wrong here is said once, and training goes on.
 import base64
 import fcntl
 import json
+import logging
 import os
 import sys
 import time
@@ -54,7 +55,10 @@ def _client():
     except ImportError:
         _switch_off("not installed (pip install 'fsd[tracking]')")
         return None
-    return MlflowClient(tracking_uri=uri())
+    with _lock():  # the first one makes the database's tables
+        client = MlflowClient(tracking_uri=uri())
+        client.search_experiments(max_results=1)
+    return client
 
 
 def _lock():
@@ -70,7 +74,7 @@ class Tracker:
     """One run in MLflow. Every method is safe to call again with more of the same log."""
 
     def __init__(self, params: Params, run: Run, plan: dict[str, Any], key: str) -> None:
-        self.client = self.run_id = None
+        self.client = self.run_id = self.monitor = None
         self.logged = -1  # last epoch that MLflow has; -1: not looked up yet
         if "SLURM_JOB_ID" in os.environ and not uri().startswith("http"):
             # SQLite over a network file system loses data: the report stage imports the log.
@@ -148,20 +152,77 @@ class Tracker:
             self.client.log_batch(self.run_id, metrics=points[start : start + 500])
         self.logged = max([self.logged, *(line["epoch"] for line in log)])
 
-    def finish(self, results: dict[str, float] | None = None) -> None:
-        """Log final numbers (AP and the like) and close the run."""
-        self._safely(self._finish, results or {})
+    def watch(self) -> None:
+        """Log the processor's, memory's and GPU's load every ten seconds until `finish`."""
+        self._safely(self._watch)
 
-    def _finish(self, results: dict[str, float]) -> None:
+    def _watch(self) -> None:
+        if self.run_id is None:
+            return
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
+        self.monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=uri())
+        self.monitor.start()
+
+    def finish(
+        self, results: dict[str, float] | None = None, tags: dict[str, str] | None = None
+    ) -> None:
+        """Log final numbers (AP and the like) and tags, and close the run."""
+        self._safely(self._finish, results or {}, tags or {})
+
+    def _finish(self, results: dict[str, float], tags: dict[str, str]) -> None:
         if self.run_id is None:
             return
         from mlflow.entities import Metric
 
+        if self.monitor is not None:
+            self.monitor.finish()
         have = self.client.get_run(self.run_id).data.metrics
         now = int(time.time() * 1000)
         new = [Metric(k, v, now, 0) for k, v in results.items() if have.get(k) != v]
         self.client.log_batch(self.run_id, metrics=new)
+        for name, value in tags.items():
+            self.client.set_tag(self.run_id, name, value)
         self.client.set_terminated(self.run_id, "FINISHED")
+
+
+def publish(
+    experiment: str, references: dict[str, dict[str, float]], files: list[Path], note: str
+) -> None:
+    """Beside an experiment's runs: one run per number of the paper (kind `paper`), one that holds
+    tables and page (kind `report`), and the table as the experiment's description."""
+    if _off:
+        return
+    try:
+        client = _client()
+        found = client and client.get_experiment_by_name(experiment)
+        if not found:
+            return
+        where = found.experiment_id
+        client.set_experiment_tag(where, "mlflow.note.content", note)
+        for name, values in references.items():
+            run_id = _named_run(client, where, f"paper-{name}", name, "paper")
+            have = client.get_run(run_id).data.metrics
+            for metric, value in values.items():
+                if have.get(metric) != value:
+                    client.log_metric(run_id, metric, value)
+            client.set_terminated(run_id, "FINISHED")
+        run_id = _named_run(client, where, f"report-{experiment}", f"{experiment}/report", "report")
+        for file in files:
+            client.log_artifact(run_id, str(file))
+        client.set_terminated(run_id, "FINISHED")
+    except Exception as error:  # a mirror must not stop what it mirrors
+        _switch_off(f"{uri()} does not answer ({type(error).__name__})")
+
+
+def _named_run(client, experiment: str, key: str, name: str, kind: str) -> str:
+    """The id of the run with that key, made where there is none."""
+    found = client.search_runs([experiment], f"tags.`key` = '{key}'", max_results=1)
+    if found:
+        return found[0].info.run_id
+    tags = {"key": key, "kind": kind, "method": name.split("/")[-2], "dataset": name.split("/")[0]}
+    return client.create_run(experiment, tags=tags, run_name=name).info.run_id
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -199,7 +260,7 @@ def _view() -> str:
 
     MLflow does not document the format: where another version ignores it, its default view opens.
     """
-    metrics = ("ap", "ap50", "voc07_ap50", "paper/ap", "paper/delta_ap")
+    metrics = ("ap", "ap50", "delta_ap", "paper/ap", "paper/delta_ap")
     state = {
         "searchFilter": "",
         "orderByKey": "metrics.`ap`",
@@ -213,6 +274,7 @@ def _view() -> str:
             *(f"metrics.`{name}`" for name in metrics),
             "tags.`method`",
             "tags.`seed`",
+            "tags.`verdict`",
         ],
     }
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()

@@ -44,6 +44,10 @@ class Outputs(NamedTuple):
     obj_logits: Tensor  # [B, A, 1]
     cls_logits: Tensor  # [B, A, K]
     boxes: Tensor  # [B, A, 4] xyxy in pixels of the network input, decoded from box_deltas
+    # The head's two branches after their first block, before its activation: what `Head.finish`
+    # goes on from. None only where outputs are put together by hand.
+    cls_branch: Pyramid | None = None
+    reg_branch: Pyramid | None = None
 
 
 class Detections(NamedTuple):

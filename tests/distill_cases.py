@@ -1,17 +1,21 @@
 """Every distillation method with numbers to test it by, and made-up maps, heads and boxes.
 
-A new method needs an entry in CONFIGS; everything in test_distill.py then runs for it.
+A method that is not in CONFIGS is tested with its entries of params.yaml: everything in
+test_distill.py runs for every file of fsd/distill.
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fsd import distill
+from fsd import distill, params
+from fsd.models.head import Head
 from fsd.types import Outputs, Pyramid, Targets
 
+CROSSKD = {"distill": "crosskd", "cls_weight": 1.0, "loc_weight": 1.0}
 CWD = {"distill": "cwd", "tau": 2.0, "weight": 1.5}
 FSD = {
     "distill": "fsd",
@@ -28,6 +32,8 @@ CONFIGS = {
     "baseline": {"distill": "baseline"},
     "at": {"distill": "at", "weight": 1000.0},
     "bckd": {"distill": "bckd", "cls_weight": 1.0, "loc_weight": 4.0},
+    "crosskd": CROSSKD | {"rescale": True},
+    "crosskd_raw": CROSSKD | {"rescale": False},
     "cwd": CWD | {"normalize": True, "form": "feature"},
     "cwd_raw": CWD | {"normalize": False, "form": "feature"},
     "cwd_paper": CWD | {"normalize": False, "form": "paper"},
@@ -35,6 +41,7 @@ CONFIGS = {
     "fsd": FSD,
     "fsd_released_ring": FSD | {"ring": "released"},
     "fsd_no_ring": FSD | {"ring": "none"},
+    "fsd_no_masks": FSD | {"ring": "image"},
     "fsd_image": FSD | {"standardise": "image"},
     "fsd_raw": FSD | {"standardise": "none"},
     "fsd_no_attention": FSD | {"teacher_attention": False},
@@ -53,21 +60,28 @@ CONFIGS = {
     "norm_cwd": {"distill": "norm_cwd", "tau": 1.0, "weight": 1.0, "stop_fraction": 0.1},
     "pkd": {"distill": "pkd", "weight": 6.0},
 }
+_tested = {config["distill"] for config in CONFIGS.values()}
+for _name, _entry in params.load(Path(__file__).parents[1] / "params.yaml").methods.items():
+    if _entry.distill not in _tested:
+        CONFIGS[_name] = _entry.model_dump(exclude=set(distill.NOT_HYPERPARAMETERS[1:]))
 IMAGE_SIZE = 64, 96  # height, width
 GRIDS = (8, 12), (4, 6)
 CLASSES = 3
 LOSSES = [name for name in CONFIGS if name != "baseline"]
 MAP_LOSSES = [name for name in LOSSES if distill.load(CONFIGS[name]["distill"]).site == "features"]
+CROSSED = [name for name in LOSSES if CONFIGS[name]["distill"] == "crosskd"]  # maps inside the head
 
 
-def maps(channels: int, images: int, seed: int, head: bool) -> list[Tensor]:
-    """Leaves of one network, float64: feature maps, or raw head values [B, A, 5 + K]."""
+def maps(channels: int, images: int, seed: int, kind: str = "features") -> list[Tensor]:
+    """Leaves of one network, float64: feature maps; for kind "head" raw values [B, A, 5 + K]; for
+    "branches" the maps of the classification branch, then those of the regression branch."""
     generator = torch.Generator().manual_seed(seed)
-    if head:
+    if kind == "head":
         points = sum(math.prod(grid) for grid in GRIDS)
         shapes = [(images, points, 5 + CLASSES)]
     else:
-        shapes = [(images, channels, *grid) for grid in GRIDS]
+        grids = GRIDS * 2 if kind == "branches" else GRIDS
+        shapes = [(images, channels, *grid) for grid in grids]
     return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
 
 
@@ -80,6 +94,27 @@ def outputs(raw: Tensor) -> Outputs:
     nothing = Pyramid(raw, raw, raw)
     points = torch.stack((side, side, torch.full_like(side, 8)), -1)
     return Outputs(nothing, nothing, points, raw[..., :4], raw[..., 4:5], raw[..., 5:], boxes)
+
+
+def branched(head: Head, leaves: list[Tensor]) -> Outputs:
+    """A head's outputs around its branches' maps; only what a distiller may read is meaningful."""
+    cls_branch, reg_branch = leaves[: len(leaves) // 2], leaves[len(leaves) // 2 :]
+    with torch.autocast("cpu", enabled=False):
+        dtype = torch.promote_types(leaves[0].dtype, torch.float32)
+        cls, reg = ([m.to(dtype) for m in branch] for branch in (cls_branch, reg_branch))
+        deltas, objects, classes = head.to(dtype).finish(cls, reg)
+    nothing = Pyramid(deltas, deltas, deltas)
+    raw = nothing, nothing, deltas[0], deltas, objects, classes, deltas
+    return Outputs(*raw, cls_branch, reg_branch)
+
+
+def small_head(channels: int) -> nn.Module:
+    """A network with nothing but the head of a detector, frozen, with as many levels as GRIDS."""
+    network = nn.Module()
+    network.head = Head(CLASSES, (channels,) * len(GRIDS), width=channels / 256)
+    for conv in (*network.head.cls_preds, *network.head.obj_preds):
+        nn.init.zeros_(conv.bias)  # scores as of a trained head, not the prior of 1 %
+    return network.eval().requires_grad_(False)
 
 
 def scene(images: int, boxes: list[tuple[float, float, float, float]] | None = None) -> Targets:
@@ -109,10 +144,15 @@ class Bench:
         levels = len(GRIDS)
         self.distiller = distill.build(self.config, [channels[0]] * levels, [channels[1]] * levels)
         self.head = self.distiller.site == "head"
-        self.distiller.prepare([[m.float() for m in maps(channels[1], 2, 9, False)]])
+        self.distiller.prepare([[m.float() for m in maps(channels[1], 2, 9)]])
         self.distiller.double()
-        self.student = maps(channels[0], images, 1, self.head)
-        self.teacher = maps(channels[1], images, 2, self.head)
+        self.kind = "head" if self.head else "features"
+        if name in CROSSED:
+            self.kind = "branches"
+            self.networks = [small_head(c) for c in channels]
+            self.distiller.bind(self.networks[1])
+        self.student = maps(channels[0], images, 1, self.kind)
+        self.teacher = maps(channels[1], images, 2, self.kind)
         self.targets = scene(images)
 
     def fill(self) -> "Bench":
@@ -126,7 +166,10 @@ class Bench:
     def terms(self) -> dict[str, Tensor]:
         torch.manual_seed(7)
         student, teacher = self.student, self.teacher
-        if self.head:
+        if self.kind == "branches":
+            pairs = zip(self.networks, (student, teacher), strict=True)
+            student, teacher = (branched(network.head, leaves) for network, leaves in pairs)
+        elif self.kind == "head":
             student, teacher = outputs(student[0]), outputs(teacher[0])
         return self.distiller(student, teacher, self.targets, IMAGE_SIZE)
 

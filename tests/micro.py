@@ -21,6 +21,7 @@ def micro(**changes: Any) -> params.Params:
     train = copy.deepcopy(base["student"]["train"]) | TRAIN
     base["student"] = {"depth": 0.33, "width": 0.125, "depthwise": False, "train": train}
     base["teacher"] = copy.deepcopy(base["student"]) | {"width": 0.25}
+    base["teacher_gate"] = {"on_failure": "off"}
     raw["datasets"]["micro"] = base
     for path, value in changes.items():
         *parents, last = path.split("__")

@@ -16,6 +16,8 @@ ALLOWED = {
     "boxes": set(),
     "console": set(),
     "provenance": set(),
+    "reference": {"params", "schema"},
+    "doctor": {"params", "schema", "train"},
     "tracking": {"params", "runs", "console"},
     "data": {"params", "runs", "types", "boxes", "data"},
     "models": {"types", "boxes", "models"},
@@ -23,6 +25,10 @@ ALLOWED = {
     "evaluate": {
         *("params", "runs", "types", "boxes", "console", "provenance"),
         *("data", "models", "evaluate"),
+    },
+    "deploy": {
+        *("params", "runs", "types", "boxes", "console", "provenance"),
+        *("data", "models", "evaluate", "deploy"),
     },
     "train": {
         *("params", "runs", "types", "boxes", "console", "provenance", "tracking"),

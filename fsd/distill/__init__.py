@@ -66,6 +66,9 @@ def check(config: Mapping[str, Any]) -> None:
         if not _fits(config[key], annotation):
             wanted = _words(annotation)
             raise ValueError(f"{name}: {key} must be {wanted}, not {config[key]!r}")
+    teacher = config.get("teacher", "trained")
+    if teacher != "trained" and not load(name).needs_teacher:
+        raise ValueError(f"{name} has no teacher: remove 'teacher: {teacher}'")
     with torch.random.fork_rng(devices=[]):  # the constructor knows the ranges
         load(name)([2], [4], **_hyper(config))
 

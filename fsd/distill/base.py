@@ -73,6 +73,9 @@ class Distiller(nn.Module):
     def prepare(self, teacher_features: Iterable[Features]) -> None:
         """A first phase before the student trains, on the teacher's maps. Most methods have none."""
 
+    def bind(self, teacher: nn.Module) -> None:
+        """The frozen network whose outputs `forward` will get. Most methods need no more of it."""
+
     def active(self, epoch: int, epochs: int) -> bool:
         """Does the method take part in this epoch (0-based) of that many?"""
         return True

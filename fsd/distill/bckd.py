@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fsd.boxes import area
 from fsd.distill.base import Distiller, at_least_float32, not_negative
+from fsd.distill.predictions import divisor, generalised_iou, score_logits
 from fsd.types import Outputs, Targets
 
 
@@ -50,11 +50,12 @@ class BCKD(Distiller):
                 f"got {shapes[0]} and {shapes[1]}"
             )
         with torch.autocast(student.boxes.device.type, enabled=False):
-            logits, boxes = score_logits(student), at_least_float32(student.boxes)
+            logits = score_logits(student.obj_logits, student.cls_logits)
+            boxes = at_least_float32(student.boxes)
             with torch.no_grad():
-                scores = score_logits(teacher).sigmoid()
+                scores = score_logits(teacher.obj_logits, teacher.cls_logits).sigmoid()
                 teacher_boxes = at_least_float32(teacher.boxes.detach())
-                points = scores.amax(-1).sum().clamp(min=1)
+                points = divisor(scores)
             gap = (scores - logits.sigmoid()).abs()
             cls = (F.binary_cross_entropy_with_logits(logits, scores, reduction="none") * gap).sum()
             loc = (1 - generalised_iou(boxes, teacher_boxes)) * gap.detach().amax(-1)
@@ -62,18 +63,3 @@ class BCKD(Distiller):
                 "bckd/cls/head": self.cls_weight * cls / points,
                 "bckd/loc/head": self.loc_weight * loc.sum() / points,
             }
-
-
-def score_logits(outputs: Outputs) -> Tensor:
-    """[B, A, K]: the logit of objectness times class probability, without leaving the logarithms."""
-    obj, cls = at_least_float32(outputs.obj_logits), at_least_float32(outputs.cls_logits)
-    return -torch.logaddexp(torch.logaddexp(-obj, -cls), -obj - cls)
-
-
-def generalised_iou(one: Tensor, other: Tensor) -> Tensor:
-    """[...]: IoU less the share of the hull that neither covers, of [..., 4] xyxy boxes in pairs."""
-    (low, high), (low_too, high_too) = one.split(2, -1), other.split(2, -1)
-    overlap = area(torch.cat((low.maximum(low_too), high.minimum(high_too)), -1))
-    hull = area(torch.cat((low.minimum(low_too), high.maximum(high_too)), -1))
-    union = area(one) + area(other) - overlap
-    return overlap / (union + 1e-7) - (hull - union) / (hull + 1e-7)

@@ -8,6 +8,7 @@ an ablation is an entry of params.yaml with another number.
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from fsd.distill import attention
@@ -16,13 +17,14 @@ from fsd.distill.focus import FocalLevel, focused_kl
 from fsd.distill.kl import Over, Settings
 from fsd.distill.masks import background, box_cells, box_ring, filled, released_ring
 
-Ring = Literal["none", "released", "box"]
+Ring = Literal["none", "released", "box", "image"]
 
 
 class FSD(Distiller):
     """temp: of the attention softmaxes; a weight for each of the four terms.
 
-    ring: what surrounds a box in the foreground mask. standardise: each channel of the masked maps
+    ring: what surrounds a box in the foreground mask; with "image" there are no masks: all is
+    foreground alike, and the KL is CWD's. standardise: each channel of the masked maps
     over the batch (as released; couples the images), over each image, or not. teacher_attention:
     whether the maps are weighted by the teacher's attention before the KL.
     """
@@ -79,6 +81,9 @@ class FSD(Distiller):
 
 def box_masks(scene: Scene, like: Tensor, ring: Ring) -> tuple[Tensor, Tensor]:
     """Foreground and background masks [B, H, W] for a map [B, C, H, W]."""
+    if ring == "image":
+        everywhere = torch.ones_like(like[:, 0])
+        return everywhere, torch.zeros_like(everywhere)
     cells = box_cells(scene, tuple(like.shape[2:]), like.dtype, clip=True)
     foreground = filled(cells, inclusive=False)
     if ring == "box":

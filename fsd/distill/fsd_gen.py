@@ -9,10 +9,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from fsd.distill import attention
 from fsd.distill.base import Distiller, Scene, not_negative, positive
-from fsd.distill.focus import FocalLevel, focused_kl
-from fsd.distill.fsd_release import SETTINGS, released_masks
+from fsd.distill.focus import FocalLevel
+from fsd.distill.fsd_release import released_terms
 
 
 class FSDGen(Distiller):
@@ -43,16 +42,5 @@ class FSDGen(Distiller):
     def level(
         self, index: int, student: Tensor, teacher: Tensor, scene: Scene
     ) -> dict[str, Tensor]:
-        parts = self.levels[index]
-        aligned = parts.align(student)
-        added = parts.added(student, aligned, teacher)
-        focus = attention.attention(teacher, self.temp)
-        masks = released_masks(scene, teacher)
-        fg, bg, sums = focused_kl(aligned, teacher, masks, focus, SETTINGS)
-        own = attention.student_attention(sums, self.temp)
-        return {
-            "fg": fg,
-            "bg": bg,
-            "attention": self.gamma * attention.attention_difference(own, focus),
-            "relation": self.gamma * attention.relation_difference(sums, *added),
-        }
+        weights = self.gamma, self.gamma
+        return released_terms(self.levels[index], student, teacher, scene, self.temp, weights)

@@ -47,19 +47,30 @@ class FSDRelease(Distiller):
     def level(
         self, index: int, student: Tensor, teacher: Tensor, scene: Scene
     ) -> dict[str, Tensor]:
-        parts = self.levels[index]
-        aligned = parts.align(student)
-        added = parts.added(student, aligned, teacher)
-        focus = attention.attention(teacher, self.temp)
-        masks = released_masks(scene, teacher)
-        fg, bg, sums = focused_kl(aligned, teacher, masks, focus, SETTINGS)
-        own = attention.student_attention(sums, self.temp)
-        return {
-            "fg": fg,
-            "bg": bg,
-            "attention": self.gamma * attention.attention_difference(own, focus),
-            "relation": self.lam * attention.relation_difference(sums, *added),
-        }
+        weights = self.gamma, self.lam
+        return released_terms(self.levels[index], student, teacher, scene, self.temp, weights)
+
+
+def released_terms(
+    parts: FocalLevel,
+    student: Tensor,
+    teacher: Tensor,
+    scene: Scene,
+    temp: float,
+    weights: tuple[float, float],
+) -> dict[str, Tensor]:
+    """The four terms of a level, as both released files have them; weights: attention, relation."""
+    aligned = parts.align(student)
+    added = parts.added(student, aligned, teacher)
+    focus = attention.attention(teacher, temp)
+    fg, bg, sums = focused_kl(aligned, teacher, released_masks(scene, teacher), focus, SETTINGS)
+    own = attention.student_attention(sums, temp)
+    return {
+        "fg": fg,
+        "bg": bg,
+        "attention": weights[0] * attention.attention_difference(own, focus),
+        "relation": weights[1] * attention.relation_difference(sums, *added),
+    }
 
 
 def released_masks(scene: Scene, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fsd.data.split import Split
+from fsd.evaluate.confusion import as_json, confusion
 from fsd.evaluate.voc_ap import check_labels, voc_ap
 from fsd.runs import write_atomically
 
@@ -57,6 +58,7 @@ class CocoAp(NamedTuple):
     ar_large: float
     class_ap: np.ndarray  # [K]
     class_ap50: np.ndarray  # [K]
+    class_curve50: np.ndarray  # [K, 101] precision at recall 0, 0.01, ..., 1 and IoU 0.5
 
 
 def truth_of(split: Split) -> Truth:
@@ -127,7 +129,8 @@ def coco_ap(
     # [IoU, recall, class, area, detections]; -1 where a class has no object to find
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     stats = [math.nan if value == -1 else float(value) for value in evaluation.stats[:12]]
-    return CocoAp(*stats, _known_mean(precision), _known_mean(precision[:1]))
+    curves = np.where(precision[0] == -1, np.nan, precision[0]).T
+    return CocoAp(*stats, _known_mean(precision), _known_mean(precision[:1]), curves)
 
 
 def _known_mean(precision: np.ndarray) -> np.ndarray:
@@ -186,7 +189,8 @@ def evaluate_detections(
     Scores and boxes are rounded first as `save_detections` rounds them, so that the file gives the
     very same numbers. `voc07_ap50` is the 11-point AP at IoU 0.5, `voc_ap50` the area under the
     curve; for `plus_one` and `strict` see `voc_ap`. `ground_truths` counts the objects to be found,
-    `difficult` the others.
+    `difficult` the others. `pr_curves` holds COCO's interpolated precision at 101 recalls and IoU
+    0.5 of each class that has an object, `confusion` what `confusion.confusion` counts.
     """
     found, truth = rounded(found), truth_of(split)
     num_classes = len(split.classes)
@@ -197,7 +201,7 @@ def evaluate_detections(
     to_find = np.bincount(truth.label[~truth.difficult], minlength=num_classes)
     detections = np.bincount(found.label, minlength=num_classes)
     scalars = coco._asdict()
-    del scalars["class_ap"], scalars["class_ap50"]
+    del scalars["class_ap"], scalars["class_ap50"], scalars["class_curve50"]
     return {
         **{name: _number(value) for name, value in scalars.items()},
         "voc07_ap50": _number(eleven.mean[0]),
@@ -213,6 +217,12 @@ def evaluate_detections(
             }
             for k, name in enumerate(split.classes)
         },
+        "pr_curves": {
+            name: np.round(coco.class_curve50[k], 4).tolist()
+            for k, name in enumerate(split.classes)
+            if to_find[k]
+        },
+        "confusion": as_json(confusion(truth, found, num_classes), split.classes),
         "images": len(split),
         "ground_truths": int(to_find.sum()),
         "difficult": int(truth.difficult.sum()),

@@ -10,7 +10,9 @@ import torch
 
 from fsd.console import console, progress
 from fsd.data.split import Split
-from fsd.data.store import open_split
+from fsd.data.store import manifest, open_split
+from fsd.evaluate.cost import count_operations
+from fsd.evaluate.drawing import draw, rectangle
 from fsd.evaluate.metrics import Found, evaluate_detections, save_detections
 from fsd.evaluate.predict import predict
 from fsd.models.build import load_detector
@@ -20,7 +22,6 @@ from fsd.runs import Run, to_json, write_atomically
 DATA = Path("data")
 BATCH = 32  # changes nothing but speed
 SHOWN, SHOWN_SCORE = 8, 0.3  # images of the picture, and the score from which a box is drawn
-COLOURS = ((60, 60, 230), (230, 140, 40), (60, 180, 60), (180, 60, 180), (40, 190, 220))
 
 
 def evaluate(params: Params, run: Run) -> dict[str, Any]:
@@ -51,7 +52,9 @@ def evaluate(params: Params, run: Run) -> dict[str, Any]:
     metrics = {
         "run": run._asdict(),
         "key": key,
+        "data": manifest(DATA, run.dataset)["key"],
         "evaluate": dataset.evaluate.model_dump(),
+        "cost": _cost(model, split.images.shape[1]),
     } | metrics
     write_atomically(run.folder / "metrics.json", to_json(metrics))
     picture = preview(split, found)
@@ -63,6 +66,16 @@ def evaluate(params: Params, run: Run) -> dict[str, Any]:
     return metrics
 
 
+def _cost(model: torch.nn.Module, input_px: int) -> dict[str, float]:
+    """What does not depend on the machine: metrics.json is the same wherever it is made."""
+    operations = count_operations(model, input_px)
+    return {
+        "params": sum(p.numel() for p in model.parameters()),
+        "gmacs_conv": operations.conv_macs / 1e9,
+        "gflops_reported": operations.reported_flops / 1e9,
+    }
+
+
 def preview(split: Split, found: Found) -> np.ndarray:
     """Evenly chosen test images in a row of BGR pixels: ground truth thin white, detections thick."""
     chosen = np.linspace(0, len(split) - 1, min(SHOWN, len(split))).astype(int)
@@ -70,21 +83,9 @@ def preview(split: Split, found: Found) -> np.ndarray:
     for index in chosen:
         image = split.images[index].copy()
         for box in split.boxes[split.rows(index)]:
-            _rectangle(image, box, (255, 255, 255), 1)
+            rectangle(image, box, (255, 255, 255), 1)
         mine = (found.image == index) & (found.score >= SHOWN_SCORE)
-        for box, label, score in zip(
-            found.boxes[mine], found.label[mine], found.score[mine], strict=True
-        ):
-            box = box * split.scales[index]
-            colour = COLOURS[int(label) % len(COLOURS)]
-            _rectangle(image, box, colour, 2)
-            text = f"{split.classes[int(label)]} {score:.2f}"
-            at = (int(box[0]) + 2, max(10, int(box[1]) - 3))
-            cv2.putText(image, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, 1, cv2.LINE_AA)
+        boxes = found.boxes[mine] * split.scales[index]
+        draw(image, boxes, found.label[mine], found.score[mine], split.classes)
         tiles.append(image)
     return np.concatenate(tiles, axis=1)
-
-
-def _rectangle(image: np.ndarray, box: np.ndarray, colour: tuple, thick: int) -> None:
-    x1, y1, x2, y2 = (round(float(v)) for v in box)
-    cv2.rectangle(image, (x1, y1), (x2, y2), colour, thick)

@@ -8,11 +8,12 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fsd.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from fsd.models.darknet import ConvBlock, spatial_block
-from fsd.types import Pyramid
+from fsd.models.darknet import ConvBlock, DepthwiseBlock, spatial_block
+from fsd.types import Features, Pyramid
 
 STRIDES = (8, 16, 32)  # pixels
 PRIOR = 0.01  # probability that the untrained head gives to every class and to objectness
@@ -50,25 +51,42 @@ class Head(nn.Module):
         for conv in (*self.cls_preds, *self.obj_preds):
             nn.init.constant_(conv.bias, -math.log((1 - PRIOR) / PRIOR))
 
-    def forward(self, pyramid: Pyramid) -> tuple[Pyramid, Tensor, Tensor, Tensor]:
-        """Returns stems, box_deltas [B, A, 4], obj_logits [B, A, 1], cls_logits [B, A, K].
-
-        The predictions are float32 (or float64) whatever the autocast: the logarithm of a large
-        box's size would lose a percent in bfloat16.
-        """
-        stems, deltas, objects, classes = [], [], [], []
+    def forward(self, pyramid: Pyramid) -> tuple[Pyramid, Pyramid, Pyramid, Tensor, Tensor, Tensor]:
+        """Returns stems, cls_branch, reg_branch, then what `finish` makes of the two branches."""
+        stems, cls_branch, reg_branch = [], [], []
         for k, features in enumerate(pyramid):
             stem = self.stems[k](features)
-            cls_features = self.cls_convs[k](stem)
-            reg_features = self.reg_convs[k](stem)
-            with full_precision(stem.device):
+            stems.append(stem)
+            cls_branch.append(_before_activation(self.cls_convs[k][0], stem))
+            reg_branch.append(_before_activation(self.reg_convs[k][0], stem))
+        predictions = self.finish(cls_branch, reg_branch)
+        return Pyramid(*stems), Pyramid(*cls_branch), Pyramid(*reg_branch), *predictions
+
+    def finish(self, cls_branch: Features, reg_branch: Features) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns box_deltas [B, A, 4], obj_logits [B, A, 1], cls_logits [B, A, K].
+
+        From each branch's maps [B, hidden, H_l, W_l] after its first block, before the activation,
+        in the blocks' own precision or under autocast. The predictions are float32 (or float64)
+        whatever the autocast: the logarithm of a large box's size would lose a percent in bfloat16.
+        """
+        deltas, objects, classes = [], [], []
+        for k, (cls_features, reg_features) in enumerate(zip(cls_branch, reg_branch, strict=True)):
+            cls_features = self.cls_convs[k][1](F.silu(cls_features))
+            reg_features = self.reg_convs[k][1](F.silu(reg_features))
+            with full_precision(cls_features.device):
                 dtype = self.cls_preds[k].weight.dtype
                 cls_features, reg_features = cls_features.to(dtype), reg_features.to(dtype)
                 classes.append(_rows(self.cls_preds[k](cls_features)))
                 deltas.append(_rows(self.reg_preds[k](reg_features)))
                 objects.append(_rows(self.obj_preds[k](reg_features)))
-            stems.append(stem)
-        return Pyramid(*stems), torch.cat(deltas, 1), torch.cat(objects, 1), torch.cat(classes, 1)
+        return torch.cat(deltas, 1), torch.cat(objects, 1), torch.cat(classes, 1)
+
+
+def _before_activation(block: ConvBlock | DepthwiseBlock, x: Tensor) -> Tensor:
+    """The block without its last activation."""
+    if isinstance(block, DepthwiseBlock):
+        x, block = block.dconv(x), block.pconv
+    return block.bn(block.conv(x))
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:

@@ -66,10 +66,11 @@ class YOLOX(nn.Module):
                 f"multiples of {STRIDES[-1]}"
             )
         neck = self.backbone(images.to(self.backbone.backbone.stem.conv.conv.weight.dtype))
-        stems, box_deltas, obj_logits, cls_logits = self.head(neck)
+        stems, cls_branch, reg_branch, box_deltas, obj_logits, cls_logits = self.head(neck)
         points = make_points(neck)
         boxes = decode(points, box_deltas)
-        return Outputs(neck, stems, points, box_deltas, obj_logits, cls_logits, boxes)
+        predictions = box_deltas, obj_logits, cls_logits, boxes
+        return Outputs(neck, stems, points, *predictions, cls_branch, reg_branch)
 
 
 def for_inference(model: YOLOX, *, dtype: torch.dtype | None = None) -> YOLOX:

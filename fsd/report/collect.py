@@ -1,17 +1,38 @@
-"""metrics.json of many runs to one flat table; the paper's numbers beside it."""
+"""The records of many runs, and the paper's numbers to hold beside them."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import yaml
 
-from fsd.params import Params, ParamsError
-from fsd.runs import Run, runs
+from fsd.params import Params
+from fsd.runs import Run, digest, resolve
 
-METRICS = ("ap", "ap50", "ap75", "voc07_ap50", "voc_ap50")
+METRICS = (
+    *("ap", "ap50", "ap75", "voc07_ap50", "voc_ap50"),
+    *("ap_small", "ap_medium", "ap_large"),
+)
 REFERENCE = Path("paper/reference.yaml")
+AMBIGUITIES = Path("paper/ambiguities.yaml")
+
+
+class Finished(NamedTuple):
+    """A run with its results, as its folder holds them."""
+
+    run: Run
+    metrics: dict[str, Any]  # metrics.json
+    made: dict[str, Any]  # provenance.json
+    log: list[dict[str, Any]]  # log.jsonl, one entry per epoch
+    current: bool  # made with the parameters that params.yaml has now
+
+
+class Unfinished(NamedTuple):
+    """A planned run without results, and what is there instead."""
+
+    run: Run
+    state: str
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -22,44 +43,73 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def collect(wanted: list[Run]) -> tuple[pd.DataFrame, list[Run]]:
-    """One row per finished run (dataset, method, seed, metrics, provenance facts); and the missing."""
-    rows, missing = [], []
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log.jsonl; empty where it is missing."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        return []
+
+
+def collect(params: Params, wanted: list[Run]) -> tuple[list[Finished], list[Unfinished]]:
+    """Every wanted run in one of the two lists, in the order asked for."""
+    finished, unfinished = [], []
     for run in wanted:
-        metrics = read_json(run.folder / "metrics.json")
         made = read_json(run.folder / "provenance.json")
-        if metrics is None or made is None:
-            missing.append(run)
-            continue
-        rows.append(
-            run._asdict()
-            | {name: metrics[name] for name in METRICS}
-            | {
-                "key": made["key"],
-                "data_key": made["data"]["key"],
-                "precision": made["precision"],
-                "seconds": made["seconds"],
-                "selected_epoch": made["selected_epoch"],
-                "resumed": len(made["segments"]) - 1,
-                "commits": sorted({str(s["commit"])[:10] for s in made["segments"]}),
-                "dirty": any(s["dirty"] for s in made["segments"]),
-            }
-        )
-    columns = ["dataset", "method", "seed", *METRICS]
-    return pd.DataFrame(rows, columns=None if rows else columns), missing
+        metrics = read_json(run.folder / "metrics.json")
+        if made is None:
+            unfinished.append(Unfinished(run, _failure(run) or "not trained to its end"))
+        elif metrics is None:
+            unfinished.append(Unfinished(run, "trained, not evaluated"))
+        elif metrics["key"] != made["key"]:
+            unfinished.append(Unfinished(run, "trained anew since it was evaluated"))
+        elif metrics.get("data", made["data"]["key"]) != made["data"]["key"]:
+            unfinished.append(Unfinished(run, "evaluated on other data than it was trained on"))
+        else:
+            current = digest(made["plan"]) == digest(resolve(params, run))
+            log = read_log(run.folder / "log.jsonl")
+            finished.append(Finished(run, metrics, made, log, current))
+    return finished, unfinished
+
+
+def _failure(run: Run) -> str | None:
+    """Why its training ended, as that noted it, and how far it had come."""
+    note = read_json(run.folder / "failed.json")
+    if note is None:
+        return None
+    log = read_log(Path("results/store") / note["key"] / "log.jsonl")
+    last = f" after epoch {log[-1]['epoch']}, loss {log[-1]['loss']:.3g}" if log else ""
+    return f"failed{last}: {note['error']}"
+
+
+def frame(finished: list[Finished]) -> pd.DataFrame:
+    """One row per run: dataset, method, seed, each of METRICS (a fraction, NaN where there is none)."""
+    rows = [
+        one.run._asdict() | {name: one.metrics.get(name) for name in METRICS} for one in finished
+    ]
+    table = pd.DataFrame(rows, columns=["dataset", "method", "seed", *METRICS])
+    return table.astype(dict.fromkeys(METRICS, float))
 
 
 def reference(path: Path = REFERENCE) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """The paper's numbers: (paper's data set, our method, metric) -> entry with value and place."""
+    """The paper's numbers: (paper's data set, our method, metric) -> entry with value and place.
+
+    A metric is one of METRICS, or one of them after `delta_` for a difference to the baseline.
+    Raises ValueError where an entry names another.
+    """
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     out = {}
     for entry in content["values"]:
+        if entry["metric"].removeprefix("delta_") not in METRICS:
+            raise ValueError(
+                f"{path}: metric '{entry['metric']}' is unknown; use one of {', '.join(METRICS)}, "
+                "or one of them after delta_"
+            )
         for method in entry["methods"]:
             out[entry["dataset"], method, entry["metric"]] = entry
     return out
 
 
-def experiment_runs(params: Params, name: str) -> list[Run]:
-    if name not in params.experiments:
-        raise ParamsError(f"there is no experiment '{name}'")
-    return runs(params.experiments[name])
+def ambiguities(path: Path = AMBIGUITIES) -> list[dict[str, str]]:
+    """What paper and release leave open: topic, paper, release, choice, source of each."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))["ambiguities"]

@@ -1,82 +1,221 @@
-"""Plots of the report: learning curves and the share of distillation in the loss."""
+"""Plots of the page as SVG text that takes the page's colour, so that it suits light and dark."""
 
 import io
-import json
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 
-from fsd.runs import Run
+from fsd.params import TEACHER
+from fsd.report.collect import Finished
+from fsd.report.tables import BASELINE
 
-CURVES = (
-    ("task loss without L1", lambda e: task_loss(e["terms"])),
-    ("KD / task", lambda e: e["kd_over_task"]),
+INK = "#010203"  # stands for the page's text colour
+STYLE = {
+    "svg.fonttype": "none",  # text stays text
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
+    ),
+}
+SIZE = (5.2, 3.4)  # inches
+TEACHER_COLOUR = "#7f7f7f"
+# Told apart, and seen on white and on black: matplotlib's ten but its grey, and six more.
+COLOURS = (
+    *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22"),
+    *("#17becf", "#0b9e8e", "#b8860b", "#d4527a", "#6a8f2a", "#5b6ee1", "#a0522d"),
 )
 
 
-def task_loss(terms: dict[str, float]) -> float:
-    """Sum of the detection terms but L1, which only the closing epochs have."""
-    return sum(v for k, v in terms.items() if k.startswith("det/") and k != "det/l1")
+def colours(methods: Sequence[str]) -> dict[str, str]:
+    """One colour per method, the same in every plot; the teacher is grey."""
+    return {TEACHER: TEACHER_COLOUR} | {m: COLOURS[i % len(COLOURS)] for i, m in enumerate(methods)}
 
 
-def read_log(path: Path) -> list[dict]:
-    """The lines of a log.jsonl; empty where it is missing."""
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
-        return []
+def _plot(draw: Callable[[Any], None], name: str, size: tuple[float, float] = SIZE) -> str:
+    """SVG text of what `draw` does to the axes; name: for screen readers, and salt of its ids."""
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
+        figure, axis = plt.subplots(figsize=size, layout="constrained")
+        draw(axis)
+        buffer = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+        plt.close(figure)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    return text.replace("<svg", f'<svg role="img" aria-label="{name}"', 1)
 
 
-def learning_curves(runs: list[Run], dataset: str) -> bytes | None:
-    """PNG of loss and KD/task over epochs, mean of the seeds with their range; None without logs."""
-    methods: dict[str, list[list[dict]]] = {}
-    for run in runs:
-        log = read_log(run.folder / "log.jsonl")
-        if run.dataset == dataset and log:
-            methods.setdefault(run.method, []).append(log)
+def differences(
+    rows: pd.DataFrame, table: pd.DataFrame, dataset: str, palette: dict[str, str], margin: float
+) -> str | None:
+    """AP minus the baseline's: every seed a dot, mean and interval, the paper's value a diamond.
+
+    rows: collect.frame, table: tables.main_table. None where no pair of runs is finished.
+    """
+    lines = table[(table.dataset == dataset) & (table.delta_n > 0)].to_dict("records")
+    if not lines:
+        return None
+    values = rows[rows.dataset == dataset].pivot(index="seed", columns="method", values="ap")
+    seeds = [100 * (values[x["method"]] - values[BASELINE]).dropna().to_numpy() for x in lines]
+    shown = np.concatenate([*seeds, [0.0], [100 * x["paper_delta"] for x in _with_paper(lines)]])
+    room = max(float(np.ptp(shown)), 200 * margin)
+
+    def draw(axis) -> None:
+        axis.axvspan(-100 * margin, 100 * margin, color=INK, alpha=0.08, lw=0)
+        axis.axvline(0, color=INK, lw=1)
+        for y, (line, dots) in enumerate(zip(lines, seeds, strict=True)):
+            colour, mean = palette[line["method"]], 100 * line["delta_ap"]
+            if not np.isnan(line["delta_ap_low"]):
+                ends = [100 * line["delta_ap_low"], 100 * line["delta_ap_high"]]
+                axis.plot(ends, [y, y], color=colour, lw=2.5, solid_capstyle="butt")
+            axis.plot(mean, y, "|", color=colour, ms=16, mew=2.5)
+            axis.plot(dots, np.full(len(dots), y - 0.22), "o", color=colour, ms=4, alpha=0.8)
+            for _ in _with_paper([line]):
+                axis.plot(
+                    100 * line["paper_delta"], y + 0.22, "D", mfc="none", mec=INK, ms=6, mew=1.2
+                )
+        ends = [[100 * x["delta_ap_low"], 100 * x["delta_ap_high"]] for x in lines]
+        low, high = np.nanmin([*np.ravel(ends), *shown]), np.nanmax([*np.ravel(ends), *shown])
+        # Intervals of two seeds are so wide that they would press all dots together: cut them.
+        axis.set_xlim(
+            max(low, shown.min() - 1.5 * room) - 0.05 * room,
+            min(high, shown.max() + 1.5 * room) + 0.05 * room,
+        )
+        axis.set_yticks(range(len(lines)), [line["method"] for line in lines])
+        axis.set_ylim(len(lines) - 0.4, -0.6)
+        axis.set_xlabel("Δ AP to the baseline (× 100)")
+        axis.grid(axis="x", alpha=0.25)
+
+    return _plot(draw, f"{dataset}: differences to the baseline", _rows_size(len(lines)))
+
+
+def _with_paper(lines: list[dict]) -> list[dict]:
+    """Lines whose paper's difference is one in AP."""
+    return [x for x in lines if x["paper_metric"] == "ap" and not np.isnan(x["paper_delta"])]
+
+
+def _rows_size(count: int) -> tuple[float, float]:
+    return SIZE[0], max(2.0, 0.38 * count + 1.0)
+
+
+def ap_dots(rows: pd.DataFrame, dataset: str, palette: dict[str, str]) -> str | None:
+    """AP on test of every run as a dot, the mean as a line."""
+    here = rows[rows.dataset == dataset]
+    methods = [m for m in palette if (here.method == m).any()]
     if not methods:
         return None
-    figure, axes = plt.subplots(1, len(CURVES), figsize=(5 * len(CURVES), 3.2), dpi=110)
-    for axis, (title, value) in zip(axes, CURVES, strict=True):
-        for colour, (method, logs) in enumerate(methods.items()):
-            length = min(map(len, logs))
-            epochs = [line["epoch"] for line in logs[0][:length]]
-            table = np.array([[value(line) for line in log[:length]] for log in logs])
-            axis.plot(epochs, table.mean(0), color=f"C{colour}", label=f"{method} (n={len(logs)})")
-            axis.fill_between(epochs, table.min(0), table.max(0), color=f"C{colour}", alpha=0.2)
-        axis.set_title(title, fontsize=10)
+
+    def draw(axis) -> None:
+        for y, method in enumerate(methods):
+            ap = 100 * here[here.method == method].ap.to_numpy()
+            axis.plot(ap.mean(), y, "|", color=palette[method], ms=16, mew=2.5)
+            axis.plot(ap, np.full(len(ap), y), "o", color=palette[method], ms=4, alpha=0.8)
+        axis.set_yticks(range(len(methods)), methods)
+        axis.set_ylim(len(methods) - 0.4, -0.6)
+        axis.set_xlabel("AP50:95 on test (× 100)")
+        axis.grid(axis="x", alpha=0.25)
+
+    return _plot(draw, f"{dataset}: AP of every run", _rows_size(len(methods)))
+
+
+def task_loss(line: dict[str, Any]) -> float:
+    """Sum of the detection terms but L1, which only the closing epochs have."""
+    return sum(v for k, v in line["terms"].items() if k.startswith("det/") and k != "det/l1")
+
+
+CURVES: dict[str, Callable[[dict[str, Any]], float | None]] = {
+    "task loss without L1": task_loss,
+    "distillation loss / task loss": lambda line: line["kd_over_task"],
+    "AP on val (× 100)": lambda line: 100 * line["val_ap"] if "val_ap" in line else None,
+}
+
+
+def learning_curves(
+    finished: list[Finished], dataset: str, palette: dict[str, str]
+) -> dict[str, str]:
+    """Title -> SVG of each of CURVES over epochs: the mean of the seeds, and their range as a band."""
+    out = {}
+    for title, value in CURVES.items():
+        curves = {
+            method: [
+                points
+                for one in finished
+                if (one.run.dataset, one.run.method) == (dataset, method)
+                and (points := _points(one.log, value))
+            ]
+            for method in palette
+        }
+        curves = {method: found for method, found in curves.items() if found}
+        if any(any(found[0].values()) for found in curves.values()):
+            out[title] = _curves(curves, f"{dataset}: {title}", title, palette)
+    return out
+
+
+def _points(log: list[dict], value: Callable[[dict], float | None]) -> dict[int, float]:
+    """Epoch -> value, where the log has it."""
+    return {line["epoch"]: v for line in log if (v := value(line)) is not None}
+
+
+def _curves(
+    curves: dict[str, list[dict[int, float]]], name: str, title: str, palette: dict[str, str]
+) -> str:
+    def draw(axis) -> None:
+        largest = []
+        for method, found in curves.items():
+            epochs = sorted(set.intersection(*map(set, found)))
+            table = np.array([[points[epoch] for epoch in epochs] for points in found])
+            if not table.any():  # no distillation
+                continue
+            dashed = {"ls": "--"} if method == TEACHER else {}
+            axis.plot(epochs, table.mean(0), color=palette[method], lw=1.6, **dashed)
+            if len(found) > 1:
+                axis.fill_between(
+                    epochs, table.min(0), table.max(0), color=palette[method], alpha=0.2, lw=0
+                )
+            largest.append(table.mean(0).max())
+        if max(largest) > 30 * min(largest):
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(bottom=0)
         axis.set_xlabel("epoch")
-        axis.grid(alpha=0.3)
-        axis.set_ylim(bottom=0)
-    axes[0].legend(fontsize=8)
-    return _png(figure)
+        axis.set_ylabel(title)
+        axis.grid(alpha=0.25)
+
+    return _plot(draw, name)
 
 
-def seed_dots(table, rows, dataset: str) -> bytes | None:
-    """PNG: AP of every run as a dot, the mean as a bar, one line per method."""
-    here = table[(table.dataset == dataset) & (table.n > 0)]
-    if here.empty:
+def pr_curves(finished: list[Finished], dataset: str, palette: dict[str, str]) -> str | None:
+    """Precision over recall at IoU 0.5, mean over classes and seeds; None without stored curves."""
+    found = {}
+    for method in palette:
+        own = [
+            np.mean(list(one.metrics["pr_curves"].values()), axis=0)
+            for one in finished
+            if (one.run.dataset, one.run.method) == (dataset, method)
+            and one.metrics.get("pr_curves")
+        ]
+        if own:
+            found[method] = np.mean(own, axis=0)
+    if not found:
         return None
-    figure, axis = plt.subplots(figsize=(6, 0.5 * len(here) + 1.2), dpi=110)
-    for y, line in enumerate(here.itertuples()):
-        own = rows[(rows.dataset == dataset) & (rows.method == line.method)]
-        axis.barh(y, 100 * line.ap_mean, color=f"C{y}", alpha=0.35)
-        axis.plot(100 * own.ap, np.full(len(own), y), "o", color=f"C{y}", ms=4)
-    axis.set_yticks(range(len(here)), here.method)
-    axis.invert_yaxis()
-    axis.set_xlim(0, max(1, 110 * here.ap_mean.max()))
-    axis.set_xlabel("AP50:95 on test (× 100)")
-    axis.grid(axis="x", alpha=0.3)
-    return _png(figure)
 
+    def draw(axis) -> None:
+        for method, precision in found.items():
+            recall = np.linspace(0, 1, len(precision))
+            dashed = {"ls": "--"} if method == TEACHER else {}
+            axis.plot(recall, precision, color=palette[method], lw=1.6, **dashed)
+        axis.set_xlim(0, 1)
+        axis.set_ylim(0, 1.02)
+        axis.set_xlabel("recall")
+        axis.set_ylabel("precision at IoU 0.5")
+        axis.grid(alpha=0.25)
 
-def _png(figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.tight_layout()
-    figure.savefig(buffer, format="png")
-    plt.close(figure)
-    return buffer.getvalue()
+    return _plot(draw, f"{dataset}: precision and recall")

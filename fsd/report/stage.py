@@ -1,106 +1,114 @@
-"""The report stage: every finished run of an experiment to table, page and MLflow."""
+"""The report stage: every finished run of an experiment to tables, page and MLflow."""
 
 import json
-from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from fsd import provenance, runs, tracking
 from fsd.console import console
 from fsd.params import Params
-from fsd.report import figures, tables
-from fsd.report.collect import METRICS, collect, read_json, reference
+from fsd.report import sections, tables
+from fsd.report.checklist import checklist
+from fsd.report.collect import Finished, ambiguities, collect, read_json, reference
+from fsd.report.mirror import mirror
+from fsd.report.notes import footnotes
 from fsd.report.page import page
+from fsd.report.render import (
+    latex,
+    latex_notes,
+    main_columns,
+    markdown,
+    other_columns,
+)
 from fsd.schema import Experiment
 
+Manifests = dict[str, dict[str, Any] | None]
 
-def report(params: Params, chosen: Experiment, command: str) -> None:
-    """Write results/tables/<experiment>.md, .csv, .provenance.json and results/report/<...>.html."""
-    wanted = runs.runs(chosen)
-    rows, missing = collect(wanted)
-    if rows.empty:
+
+def report(params: Params, chosen: Experiment, command: str, photos: bool = True) -> None:
+    """Write results/tables/<experiment>.md, .csv, .tex, .provenance.json, results/report/<...>.html.
+
+    photos: whether the page shows test images; without them it can be published. Raises ValueError
+    where no run is finished.
+    """
+    finished, unfinished = collect(params, runs.runs(chosen))
+    if not finished:
         raise ValueError(f"no run of {chosen.name} is finished: run `snakemake --cores all` first")
     paper = reference()
-    table = tables.main_table(rows, chosen, params, paper)
-    display = tables.to_display(table)
-    facts = {name: read_json(runs.manifest_path(name)) for name in chosen.datasets}
-    notes = tables.footnotes(rows, missing, chosen, params, facts)
+    numbers = tables.main_table(finished, chosen, params, paper)
+    manifests = {name: read_json(runs.manifest_path(name)) for name in chosen.datasets}
+    notes = footnotes(finished, unfinished, chosen, params, manifests)
     title = f"Distillation of object detectors: {chosen.name}"
-    text = "\n".join(
-        [f"# {title}", "", tables.markdown(display), "", *(f"- {note}" for note in notes), ""]
-    )
-    runs.write_atomically(runs.table_path(chosen.name, "md"), text)
-    runs.write_atomically(runs.table_path(chosen.name, "csv"), table.to_csv(index=False))
-    made = _provenance(rows, chosen, command)
+    write_tables(numbers, notes, title, chosen, params)
+    made = _provenance(finished, chosen, command)
     path = runs.table_path(chosen.name, "provenance.json")
     runs.write_atomically(path, runs.to_json(made))
-    _write_page(title, display, notes, table, rows, wanted, chosen, made)
-    for run in wanted:
-        _track(params, run, paper)
+    checks = checklist(finished, unfinished, chosen, manifests, made["report"])
+    body = {
+        "Results": sections.results(numbers, chosen, params) + sections.notes(notes),
+        "Plots": sections.drawn(finished, numbers, chosen, params),
+        "Other metrics": sections.other_metrics(numbers, chosen),
+        "Confusion of classes": sections.confusions(finished, chosen),
+        "Cost": sections.costs(finished, chosen),
+        "Reproducibility checklist": sections.checks(checks),
+        "What paper and release leave open": sections.open_questions(ambiguities()),
+        "Audit of the data": sections.audits(manifests, photos),
+        "Detections on test images": sections.previews(chosen) if photos else "",
+        "Provenance": sections.provenance(finished, made["report"]),
+    }
+    runs.write_atomically(runs.page_path(chosen.name), page(title, body))
+    files = [runs.table_path(chosen.name, end) for end in ("md", "csv", "tex", "provenance.json")]
+    files.append(runs.page_path(chosen.name))
+    mirror(finished, numbers, chosen, params, paper, files)
     show(chosen)
 
 
-def _provenance(rows, chosen: Experiment, command: str) -> dict[str, Any]:
+def write_tables(
+    numbers: pd.DataFrame, notes: list[str], title: str, chosen: Experiment, params: Params
+) -> None:
+    """Markdown and LaTeX for readers (a choice of columns), CSV with all of them."""
+    first, second = main_columns(chosen, params), other_columns()
+    parts = [
+        *(f"# {title}", markdown(numbers, first), "## Other metrics", markdown(numbers, second)),
+        "\n".join(f"- {note}" for note in notes),
+    ]
+    runs.write_atomically(runs.table_path(chosen.name, "md"), "\n\n".join(parts) + "\n")
+    runs.write_atomically(runs.table_path(chosen.name, "csv"), numbers.to_csv(index=False))
+    # A page of paper is narrow: the checkpoint's rule stands in the notes, P(Δ > 0) in the CSV.
+    brief = [column for column in first if column.name not in ("rule", "p_better")]
+    parts = [
+        "% Made by `fsd report`; needs \\usepackage{booktabs}.",
+        latex(numbers, brief, f"{title}.", f"tab:{chosen.name}"),
+        latex(numbers, second, f"{title}: other metrics.", f"tab:{chosen.name}-metrics"),
+        latex_notes(notes),
+    ]
+    runs.write_atomically(runs.table_path(chosen.name, "tex"), "\n\n".join(parts) + "\n")
+
+
+def _provenance(finished: list[Finished], chosen: Experiment, command: str) -> dict[str, Any]:
     """What made the table: the experiment, every run's key, the code of the report."""
     return {
         "experiment": chosen.model_dump(),
-        "runs": {
-            f"{row.dataset}/{row.method}/{row.seed}": {
-                "key": row.key,
-                "data": row.data_key,
-                "ap": row.ap,
-                "commits": row.commits,
-                "uncommitted_changes": bool(row.dirty),
-                "precision": row.precision,
-                "seconds": round(row.seconds, 1),
-                "resumed": int(row.resumed),
-                "selected_epoch": int(row.selected_epoch),
-            }
-            for row in rows.itertuples()
-        },
+        "runs": {one.run.name: _record(one) for one in finished},
         "report": provenance.segment(command),
     }
 
 
-def _write_page(title, display, notes, table, rows, wanted, chosen: Experiment, made) -> None:
-    plots: dict[str, bytes] = {}
-    previews: dict[str, Path] = {}
-    for name in chosen.datasets:
-        for heading, png in (
-            (f"{name}: AP of every run", figures.seed_dots(table, rows, name)),
-            (f"{name}: learning curves", figures.learning_curves(wanted, name)),
-        ):
-            if png:
-                plots[heading] = png
-        for method in ("teacher", *chosen.methods):
-            seed = runs.TEACHER_SEED if method == "teacher" else chosen.seeds[0]
-            path = runs.Run(name, method, seed).folder / "preview.jpg"
-            if path.exists():
-                previews[f"{name}: {method}"] = path
-    shown = made["report"] | {
-        "GPU or processor hours": round(rows.seconds.sum() / 3600, 2),
-        "code of the runs": ", ".join(sorted({c for cs in rows.commits for c in cs})),
+def _record(one: Finished) -> dict[str, Any]:
+    made, parts = one.made, one.made["segments"]
+    return {
+        "key": made["key"],
+        "data": made["data"]["key"],
+        "ap": one.metrics["ap"],
+        "commits": sorted({str(part["commit"])[:10] for part in parts}),
+        "uncommitted_changes": any(part["dirty"] for part in parts),
+        "parameters_of_today": one.current,
+        "precision": made["precision"],
+        "seconds": round(made["seconds"], 1),
+        "resumed": len(parts) - 1,
+        "selected_epoch": made["selected_epoch"],
     }
-    text = page(title, display, notes, plots, previews, shown)
-    runs.write_atomically(runs.page_path(chosen.name), text)
-
-
-def _track(params: Params, run: runs.Run, paper: dict) -> None:
-    """Bring MLflow up to what the run's folder holds: also what was trained where it was not seen."""
-    made = read_json(run.folder / "provenance.json")
-    metrics = read_json(run.folder / "metrics.json")
-    if not made or not metrics:
-        return
-    results = {name: metrics[name] for name in METRICS}
-    for name, values in metrics["per_class"].items():
-        if values["ap"] is not None:
-            results[f"ap/{name}"] = values["ap"]
-    for metric in ("ap", "delta_ap"):
-        entry = paper.get((params.datasets[run.dataset].paper, run.method, metric))
-        if entry:
-            results[f"paper/{metric}"] = entry["value"]
-    tracker = tracking.Tracker(params, run, made["plan"], made["key"])
-    tracker.log(figures.read_log(run.folder / "log.jsonl"))
-    tracker.finish(results)
 
 
 def show(chosen: Experiment) -> None:
@@ -112,7 +120,7 @@ def show(chosen: Experiment) -> None:
         raise ValueError(
             f"{path} is not there: run `snakemake --cores all` (or `fsd report`) first"
         ) from None
-    console.print(f"Table   {path} and .csv")
+    console.print(f"Table   {path}, .csv and .tex")
     console.print(f"Report  {runs.page_path(chosen.name).resolve().as_uri()}")
     link = tracking.link(chosen.name)
     if link:
@@ -124,7 +132,5 @@ def show(chosen: Experiment) -> None:
 
 def read_table(experiment: str) -> list[dict[str, Any]]:
     """The CSV of an experiment, as records."""
-    import pandas as pd
-
     frame = pd.read_csv(runs.table_path(experiment, "csv"))
     return json.loads(frame.to_json(orient="records"))

@@ -95,6 +95,8 @@ def _train(job: Job, here: World) -> None:
             _prepare_distiller(module, teacher, normalise, whole)
         if whole is not loader:
             whole.close()
+        if tracker:
+            tracker.watch()
         unused = any(p.requires_grad for p in module.distiller.parameters())
         step = parallel.wrap(module, here, unused=unused)
         for epoch in range(state["epoch"], train["epochs"]):

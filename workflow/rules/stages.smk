@@ -1,4 +1,4 @@
-"""The stages: one shell line each, the same as in dvc.yaml."""
+"""The stages: one shell line each, the same as in dvc.yaml but for the copy of what they say."""
 
 
 localrules:
@@ -12,9 +12,13 @@ rule prepare:
         source=data_source,
     output:
         "data/{dataset}/manifest.json",
+    log:
+        "logs/prepare/{dataset}.log",
+    benchmark:
+        "logs/prepare/{dataset}.tsv"
     threads: workflow.cores or 1
     shell:
-        "fsd prepare --dataset {wildcards.dataset}"
+        "fsd prepare --dataset {wildcards.dataset} 2>&1 | tee {log}"
 
 
 rule teacher:
@@ -26,10 +30,14 @@ rule teacher:
         weights="results/runs/{dataset}/teacher/0/weights.pt",
         provenance="results/runs/{dataset}/teacher/0/provenance.json",
         log="results/runs/{dataset}/teacher/0/log.jsonl",
+    log:
+        "logs/teacher/{dataset}.log",
+    benchmark:
+        "logs/teacher/{dataset}.tsv"
     priority: 2  # most of the others wait for it
     threads: training_threads()
     shell:
-        "fsd teacher --dataset {wildcards.dataset}"
+        "fsd teacher --dataset {wildcards.dataset} 2>&1 | tee {log}"
 
 
 rule train:
@@ -42,12 +50,16 @@ rule train:
         weights="results/runs/{dataset}/{method}/{seed}/weights.pt",
         provenance="results/runs/{dataset}/{method}/{seed}/provenance.json",
         log="results/runs/{dataset}/{method}/{seed}/log.jsonl",
+    log:
+        "logs/train/{dataset}/{method}/{seed}.log",
+    benchmark:
+        "logs/train/{dataset}/{method}/{seed}.tsv"
     wildcard_constraints:
         method="(?!teacher/)[a-z0-9_]+",
     priority: training_priority
     threads: training_threads()
     shell:
-        "fsd train --dataset {wildcards.dataset} --method {wildcards.method} --seed {wildcards.seed}"
+        "fsd train --dataset {wildcards.dataset} --method {wildcards.method} --seed {wildcards.seed} 2>&1 | tee {log}"
 
 
 rule evaluate:
@@ -59,10 +71,14 @@ rule evaluate:
         metrics="results/runs/{dataset}/{method}/{seed}/metrics.json",
         detections="results/runs/{dataset}/{method}/{seed}/detections.json",
         preview="results/runs/{dataset}/{method}/{seed}/preview.jpg",
+    log:
+        "logs/evaluate/{dataset}/{method}/{seed}.log",
+    benchmark:
+        "logs/evaluate/{dataset}/{method}/{seed}.tsv"
     priority: 2  # short, and the gate reads it
     threads: training_threads()
     shell:
-        "fsd evaluate --dataset {wildcards.dataset} --method {wildcards.method} --seed {wildcards.seed}"
+        "fsd evaluate --dataset {wildcards.dataset} --method {wildcards.method} --seed {wildcards.seed} 2>&1 | tee {log}"
 
 
 rule report:
@@ -77,5 +93,9 @@ rule report:
         latex="results/tables/{experiment}.tex",
         provenance="results/tables/{experiment}.provenance.json",
         page="results/report/{experiment}.html",
+    log:
+        "logs/report/{experiment}.log",
+    benchmark:
+        "logs/report/{experiment}.tsv"
     shell:
-        "fsd report --experiment {wildcards.experiment}"
+        "fsd report --experiment {wildcards.experiment} 2>&1 | tee {log}"
