@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, nms
@@ -95,10 +96,10 @@ def _greedy(
     """
     if joint or len(boxes) == 0:
         return batched_nms(boxes, scores, groups, iou)
-    order = scores.argsort(descending=True, stable=True)
-    groups, within = groups[order].sort(stable=True)
-    order = order[within]
-    sizes = groups.unique_consecutive(return_counts=True)[1].tolist()
+    # A stable sort of 16-bit numbers is a radix sort in numpy: no comparison, a tenth of the time.
+    labels = groups.to(torch.int16).numpy()
+    order = torch.from_numpy(np.argsort(labels, kind="stable"))
+    sizes = groups[order].unique_consecutive(return_counts=True)[1].tolist()
     parts = boxes[order].split(sizes), scores[order].split(sizes)
     kept = pool.map(lambda boxes, scores: nms(boxes, scores, iou), *parts)
     kept = torch.cat([part[k] for part, k in zip(order.split(sizes), kept, strict=True)])
