@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 UV := uv==0.13.9
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo demo-short test test-all test-slurm test-oldest lint format lock
+.PHONY: help setup demo demo-short test test-all test-slurm test-docs test-oldest lint format lock
 help:
 	@echo "make demo   set up .venv, run the active experiment of params.yaml, print its table"
 	@echo "make test   set up .venv, run the tests (make test-all: the slow ones too; test-slurm, test-oldest)"
@@ -43,6 +43,10 @@ test-slurm: setup
 	  $$(test "$$(id -u)" = 0 || echo sudo) apt-get install -y --no-install-recommends slurm-wlm || \
 	  { echo "Slurm is not installed (on Debian: apt-get install slurm-wlm)"; exit 2; }
 	python -m pytest -m slurm
+
+# What the README tells to type, typed.
+test-docs: setup
+	python -m pytest -m docs
 
 # The same tests on the oldest torch that is supported, in an environment of their own.
 test-oldest:

@@ -60,10 +60,11 @@ class Cluster(NamedTuple):
             command, env=self.environment, capture_output=True, text=True, check=True
         ).stdout
 
-    def running(self) -> list[tuple[str, str]]:
-        """(job id, node) of every running job."""
-        lines = self.ask("squeue", "-h", "-t", "R", "-o", "%i %N").splitlines()
-        return [tuple(line.split()) for line in lines if len(line.split()) == 2]
+    def running(self, what: str = "") -> list[tuple[str, str]]:
+        """(job id, node) of every running job whose comment (Snakemake's: the rule) holds that."""
+        lines = self.ask("squeue", "-h", "-t", "R", "-o", "%i|%N|%k").splitlines()
+        rows = [line.split("|", 2) for line in lines]
+        return [(job, node) for job, node, comment in rows if node and what in comment]
 
     def lose(self, node: str) -> None:
         """What a node does that loses power: its slurmd and all steps end without a word."""

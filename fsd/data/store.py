@@ -87,9 +87,8 @@ def prepare(
     if not name or name == "store" or name.startswith(".") or Path(name).name != name:
         raise ValueError(f"a data set cannot be called {name!r}: it names a folder in {root}")
     plan = _read(spec, progress)
-    # Not where the source comes from and lies: its content, in `origin`, counts.
-    given = spec.model_dump().items()
-    asked = {key: value for key, value in given if key not in ("source", "download")}
+    # Not the path of the source: its content, in `origin`, counts.
+    asked = {key: value for key, value in spec.model_dump().items() if key != "source"}
     content = json.dumps([STORE_VERSION, asked, plan.origin], sort_keys=True)
     place = root / "store" / hashlib.sha256(content.encode()).hexdigest()[:16]
     with _plain_errors(root):
