@@ -93,7 +93,8 @@ def write_run(params: Params, run: runs.Run, ap: float, epochs: int = 4, **chang
         (run.folder / f"{name}.json").write_text(json.dumps(content))
     lines = [json.dumps(line) + "\n" for line in log_of(run, epochs)]
     (run.folder / "log.jsonl").write_text("".join(lines))
-    cv2.imwrite(str(run.folder / "preview.jpg"), np.full((40, 320, 3), 90, np.uint8))
+    for name, grey in (("preview", 90), ("attention", 30)):
+        cv2.imwrite(str(run.folder / f"{name}.jpg"), np.full((40, 320, 3), grey, np.uint8))
 
 
 def write_manifest(dataset: str, **changes: Any) -> None:

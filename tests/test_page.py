@@ -1,5 +1,6 @@
 """The report page: one file that needs nothing else, tried in a browser where one is at hand."""
 
+import base64
 import html
 import json
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_up import write_manifest, write_paper, write_run
-from micro import micro
+from micro import micro, run
 
 from fsd import cli, runs
 from fsd.report import figures, page, stage
@@ -69,16 +70,20 @@ def test_the_page_asks_for_nothing_outside_itself(written):
     assert page.POLICY in text
 
 
-def test_without_photos_there_is_no_image(written, monkeypatch):
+def test_without_photos_there_are_heat_maps_alone(written, monkeypatch):
     folder, params = written
     before = text_of(folder)
-    assert "data:image/jpeg" in before and "Detections on test images" in before
+    shown = re.findall(r'alt="[^"]*, (preview|attention)"', before)
+    assert shown and shown.count("preview") == shown.count("attention")
     monkeypatch.chdir(folder)
     stage.report(params, CHOSEN, "test", photos=False)
     after = text_of(folder)
     (folder / runs.page_path("trial")).write_text(before, encoding="utf-8")
-    assert "data:image" not in after and "<img" not in after
-    assert "Detections on test images" not in after
+    shown = re.findall(r'alt="([^"]*)"', after)
+    assert shown and all(text.endswith(", attention") for text in shown)
+    assert after.count("<img") == after.count("data:image") == len(shown)
+    preview = base64.b64encode((folder / run("cwd").folder / "preview.jpg").read_bytes()).decode()
+    assert preview in before and preview not in after
 
 
 def test_the_command_hands_the_option_on(monkeypatch):

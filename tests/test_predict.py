@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fsd.data.split import Split
+from fsd.evaluate import attention
 from fsd.evaluate.cost import cost, count_operations
 from fsd.evaluate.metrics import evaluate_detections
 from fsd.evaluate.predict import predict
@@ -146,3 +147,13 @@ def test_cost_of_a_detector():
 def test_cost_refuses_no_repeats():
     with pytest.raises(ValueError, match="at least 1"):
         cost(nn.Conv2d(3, 1, 1), 8, torch.device("cpu"), 0)
+
+
+def test_attention_is_where_the_maps_are_strong():
+    maps = [torch.zeros(2, 3, n, n) for n in (8, 4, 2)]
+    for features, n in zip(maps, (8, 4, 2), strict=True):
+        features[0, :, : n // 2, : n // 2] = -5.0  # the sign does not matter
+    found = attention.strength(maps, 32)
+    assert found.shape == (2, 32, 32)
+    assert found[0, :8, :8].min() > 0.9 and found[0, 20:, 20:].max() < 0.1
+    assert (found[1] == 0).all()  # nothing there, and no division by it

@@ -11,6 +11,7 @@ import torch
 from fsd.console import console, progress
 from fsd.data.split import Split
 from fsd.data.store import manifest, open_split
+from fsd.evaluate import attention
 from fsd.evaluate.cost import count_operations
 from fsd.evaluate.drawing import draw, rectangle
 from fsd.evaluate.metrics import Found, evaluate_detections, save_detections
@@ -25,7 +26,7 @@ SHOWN, SHOWN_SCORE = 8, 0.3  # images of the picture, and the score from which a
 
 
 def evaluate(params: Params, run: Run) -> dict[str, Any]:
-    """Write the run's detections.json, metrics.json and preview.jpg; return the metrics."""
+    """Write detections.json, metrics.json, preview.jpg and attention.jpg; return the metrics."""
     weights = run.folder / "weights.pt"
     if not weights.exists():
         stage = "teacher" if run.is_teacher else "train"
@@ -57,8 +58,12 @@ def evaluate(params: Params, run: Run) -> dict[str, Any]:
         "cost": _cost(model, split.images.shape[1]),
     } | metrics
     write_atomically(run.folder / "metrics.json", to_json(metrics))
-    picture = preview(split, found)
-    cv2.imwrite(str(run.folder / "preview.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 88])
+    pictures = {
+        "preview.jpg": preview(split, found),
+        "attention.jpg": attention.picture(model, split, _chosen(split), on),
+    }
+    for name, pixels in pictures.items():
+        cv2.imwrite(str(run.folder / name), pixels, [cv2.IMWRITE_JPEG_QUALITY, 88])
     console.print(
         f"{run.name}: AP {100 * metrics['ap']:.1f}, AP50 {100 * metrics['ap50']:.1f} "
         f"on {len(split)} test images"
@@ -76,11 +81,15 @@ def _cost(model: torch.nn.Module, input_px: int) -> dict[str, float]:
     }
 
 
+def _chosen(split: Split) -> np.ndarray:
+    """The images that pictures show: evenly spread over the split."""
+    return np.linspace(0, len(split) - 1, min(SHOWN, len(split))).astype(int)
+
+
 def preview(split: Split, found: Found) -> np.ndarray:
     """Evenly chosen test images in a row of BGR pixels: ground truth thin white, detections thick."""
-    chosen = np.linspace(0, len(split) - 1, min(SHOWN, len(split))).astype(int)
     tiles = []
-    for index in chosen:
+    for index in _chosen(split):
         image = split.images[index].copy()
         for box in split.boxes[split.rows(index)]:
             rectangle(image, box, (255, 255, 255), 1)

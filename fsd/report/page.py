@@ -35,7 +35,7 @@ th[aria-sort=descending] button::after { content: " ↓"; opacity: 1; }
 .plots figure { margin: 0; }
 figure { margin: 1rem 0; } figcaption { font-size: .9rem; }
 svg { width: 100%; height: auto; } svg text { font-family: system-ui, sans-serif !important; }
-img { max-width: 100%; height: auto; } .strip img { max-width: none; height: 14rem; }
+img { max-width: 100%; height: auto; } .strip img { display: block; max-width: none; height: 14rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; padding: 0; margin: .5rem 0;
   list-style: none; font-size: .9rem; }
 .legend i { display: inline-block; width: .9em; height: .9em; margin-right: .4em; border-radius: 2px;

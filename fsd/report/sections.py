@@ -209,24 +209,30 @@ def audits(manifests: dict[str, dict[str, Any] | None], photos: bool) -> str:
     )
 
 
-def previews(chosen: Experiment) -> str:
-    """Detections on test images, of the first seed."""
+def previews(chosen: Experiment, photos: bool) -> str:
+    """Detections and attention on test images, of the first seed; without photos attention alone."""
     parts = []
     for name in chosen.datasets:
         for method in (TEACHER, *chosen.methods):
             seed = runs.TEACHER_SEED if method == TEACHER else chosen.seeds[0]
-            path = runs.Run(name, method, seed).folder / "preview.jpg"
-            if path.exists():
-                text = escape(f"{name}: {method}")
-                parts.append(
-                    f'<h3>{text}</h3><div class="scroll strip"><img alt="{text}" '
-                    f'src="{embedded(path)}"></div>'
-                )
+            folder = runs.Run(name, method, seed).folder
+            files = [folder / "attention.jpg"]
+            if photos:
+                files.insert(0, folder / "preview.jpg")
+            text = escape(f"{name}: {method}")
+            shown = "".join(
+                f'<img alt="{text}, {path.stem}" src="{embedded(path)}">'
+                for path in files
+                if path.exists()
+            )
+            if shown:
+                parts.append(f'<h3>{text}</h3><div class="scroll strip">{shown}</div>')
     if not parts:
         return ""
+    detections = "Thick: detections with score 0.3 or more. " if photos else ""
     return (
-        "<p>Thin white: ground truth. Thick: detections with score 0.3 or more, of the first seed.</p>"
-        + "".join(parts)
+        f"<p>First seed. Thin white: ground truth. {detections}Heat: mean absolute value of the "
+        "stems' maps over channels and levels, from least to most.</p>" + "".join(parts)
     )
 
 

@@ -54,7 +54,7 @@ def report(params: Params, chosen: Experiment, command: str, photos: bool = True
         "Reproducibility checklist": sections.checks(checks),
         "What paper and release leave open": sections.open_questions(ambiguities()),
         "Audit of the data": sections.audits(manifests, photos),
-        "Detections on test images": sections.previews(chosen) if photos else "",
+        "Detections and attention on test images": sections.previews(chosen, photos),
         "Provenance": sections.provenance(finished, made["report"]),
     }
     runs.write_atomically(runs.page_path(chosen.name), page(title, body))

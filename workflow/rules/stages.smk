@@ -71,6 +71,7 @@ rule evaluate:
         metrics="results/runs/{dataset}/{method}/{seed}/metrics.json",
         detections="results/runs/{dataset}/{method}/{seed}/detections.json",
         preview="results/runs/{dataset}/{method}/{seed}/preview.jpg",
+        attention="results/runs/{dataset}/{method}/{seed}/attention.jpg",
     log:
         "logs/evaluate/{dataset}/{method}/{seed}.log",
     benchmark:
