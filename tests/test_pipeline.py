@@ -130,31 +130,3 @@ def test_the_thread_end_to_end_with_both_tools_and_a_change_there_and_back(copy)
     assert output.count("already trained") == 1
     assert key() == first
     assert (copy / "results/tables/tiny.csv").read_bytes() == table
-
-
-@pytest.mark.slow
-def test_a_colleague_pulls_what_was_trained(copy, tmp_path_factory):
-    """Runs pushed to a folder and pulled into another clone: neither tool trains anything there."""
-    path = copy / "params.yaml"
-    text = path.read_text(encoding="utf-8").replace("active: *smoke", "active: *tiny")
-    text = text.replace("methods: [baseline, cwd, fsd_release]", "methods: [baseline, cwd]")
-    path.write_text(text, encoding="utf-8")
-    shutil.copy(ROOT / ".gitignore", copy)
-    shared, clone = (tmp_path_factory.mktemp(name) for name in ("shared", "clone"))
-    tool(copy, "dvc", "repro")
-    tool(copy, "dvc", "remote", "add", "--default", "shared", str(shared))
-    tool(copy, "dvc", "push")
-    git = ["git", "-c", "user.name=someone", "-c", "user.email=someone@example.org"]
-    tool(copy, *git, "add", "--all")
-    tool(copy, *git, "add", "--force", "results/tables")  # as those of larger experiments are
-    tool(copy, *git, "commit", "--quiet", "--message", "results")
-    clone.rmdir()
-    tool(copy.parent, "git", "clone", "--quiet", str(copy), str(clone))
-    tool(clone, "dvc", "pull")
-    assert "up to date" in tool(clone, "dvc", "repro")
-    tool(clone, "snakemake", "--cores", "all", "--touch")
-    assert "Nothing to be done" in tool(clone, "snakemake", "--cores", "all")
-    output = tool(clone, "snakemake", "--cores", "all", "--forceall")
-    assert output.count("already trained") == 3
-    name = "results/runs/figures_tiny/cwd/0/metrics.json"
-    assert (clone / name).read_bytes() == (copy / name).read_bytes()
