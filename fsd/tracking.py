@@ -95,13 +95,6 @@ class Tracker:
         if self.client is None:
             return
         name = experiment_of(params, run)
-        with _lock():
-            found = self.client.get_experiment_by_name(name)
-            experiment = found.experiment_id if found else self.client.create_experiment(name)
-        runs = self.client.search_runs([experiment], f"tags.`key` = '{key}'", max_results=1)
-        if runs:
-            self.run_id = runs[0].info.run_id
-            return
         tags = {
             "key": key,
             "kind": "run",
@@ -109,9 +102,16 @@ class Tracker:
             "method": run.method,
             "seed": str(run.seed),
         }
-        created = self.client.create_run(experiment, tags=tags, run_name=run.name)
-        self.run_id = created.info.run_id
-        self._describe(plan)
+        with _lock():  # of two runs that begin at once, MLflow would enter their data set twice
+            found = self.client.get_experiment_by_name(name)
+            experiment = found.experiment_id if found else self.client.create_experiment(name)
+            runs = self.client.search_runs([experiment], f"tags.`key` = '{key}'", max_results=1)
+            if runs:
+                self.run_id = runs[0].info.run_id
+                return
+            created = self.client.create_run(experiment, tags=tags, run_name=run.name)
+            self.run_id = created.info.run_id
+            self._describe(plan)
 
     def _describe(self, plan: dict[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
