@@ -279,3 +279,13 @@ def test_the_command_line_ends_a_mistake_with_one_sentence_and_code_2(
         main()
     assert caught.value.code == 2
     assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_methods_that_couple_the_images_of_a_batch_are_named(results):
+    for seed in (0, 1):
+        path = runs.Run("micro", "cwd", seed).folder / "provenance.json"
+        made = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(made | {"couples_batch": True}))
+    stage.report(results, CHOSEN, "fsd report")
+    text = runs.table_path("trial", "md").read_text(encoding="utf-8")
+    assert "micro: cwd couple the images of a batch" in text

@@ -31,6 +31,7 @@ def footnotes(
             notes += audit.footnotes(manifest | {"name": dataset})
         notes += _networks(dataset, own)
         notes += _protocol(dataset, own)
+        notes += _coupled(dataset, own)
         notes += _teacher(dataset, own)
         notes += _paper(dataset, params)
         notes += _mixtures(dataset, own, manifest)
@@ -111,6 +112,16 @@ def _protocol(dataset: str, own: list[Finished]) -> Iterable[str]:
         yield (
             f"{dataset}: the epoch was chosen by AP on the test images themselves; such numbers are "
             "optimistic and not comparable with those of a last epoch."
+        )
+
+
+def _coupled(dataset: str, own: list[Finished]) -> Iterable[str]:
+    """Methods whose gradient for an image hangs on its neighbours, as their runs recorded it."""
+    methods = list(dict.fromkeys(o.run.method for o in own if o.made.get("couples_batch")))
+    if methods:
+        yield (
+            f"{dataset}: {', '.join(methods)} couple the images of a batch: their numbers hold for "
+            "this batch size and number of processes."
         )
 
 

@@ -142,7 +142,8 @@ def _train(job: Job, here: World) -> None:
         loader.close()
     if here.first:
         chosen = best or {"epoch": train["epochs"], "model": ema.model.state_dict()}
-        _finish(job, parts.notes, chosen, segments, log, dtype)
+        coupled = bool(module.distiller.couples_batch)
+        _finish(job, parts.notes, chosen, segments, log, dtype, coupled)
         tracker.finish()
 
 
@@ -224,6 +225,7 @@ def _finish(
     segments: list[dict[str, Any]],
     log: list[dict[str, Any]],
     dtype: torch.dtype | None,
+    coupled: bool,
 ) -> None:
     """Write weights and provenance, mark the run done, drop the resume state: in this order."""
     place = job.place
@@ -239,6 +241,7 @@ def _finish(
         "selected_epoch": chosen["epoch"],
         "precision": "bf16 autocast" if dtype else "float32",
         "initial_weights": notes or ["random"],
+        "couples_batch": coupled,
         "seconds": sum(line["seconds"] for line in log),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "segments": segments,
