@@ -77,4 +77,4 @@ def test_the_readme_s_thread(copy):  # noqa: F811
     tool(copy, "fsd", "audit", "--dataset", "figures_tiny")
     weights = "results/runs/figures_tiny/cwd/0/weights.pt"
     assert "GFLOPs" in tool(copy, "fsd", "cost", weights)
-    tool(copy, "fsd", "export", weights)
+    tool(copy, "fsd", "export", weights, "--format", "onnx")
