@@ -24,25 +24,15 @@ import plain_losses as plain  # isort: skip  (common.py says where it is)
 
 from fsd import distill
 from fsd.distill.base import Distiller
+from fsd.params import load
 from fsd.types import Targets
 
 IMAGES, BOXES, SIDE, GRIDS, CHANNELS = 16, 4, 640, (80, 40, 20), (128, 256)
+METHODS = load().methods
+# The entries of params.yaml, without what is for the training loop.
 CONFIGS = {
-    "fsd_release": {"distill": "fsd_release", "temp": 0.5, "gamma": 1e-3, "lam": 1e-5},
-    "fsd": {
-        "distill": "fsd",
-        "temp": 0.5,
-        "fg_weight": 1.0,
-        "bg_weight": 1.0,
-        "attention_weight": 1e-3,
-        "relation_weight": 1e-5,
-        "ring": "box",
-        "standardise": "batch",
-        "teacher_attention": True,
-    },
-    "cwd": {"distill": "cwd", "form": "feature", "normalize": True, "tau": 1.0, "weight": 1.0},
-    "fgd": {"distill": "fgd", "temp": 0.5, "alpha": 2e-3, "beta": 1e-3, "gamma": 1e-3, "lam": 1e-5},
-    "mgd": {"distill": "mgd", "alpha": 2e-5, "lam": 0.65},
+    name: METHODS[name].model_dump(exclude=set(distill.NOT_HYPERPARAMETERS[1:]))
+    for name in ("fsd_release", "fsd", "cwd", "fgd", "mgd")
 }
 
 

@@ -73,7 +73,6 @@ def _prepare(folder: Path) -> None:
     _alone(folder)
     prepare(micro())
     fit.fit(micro(), run(TEACHER), "test")
-    stage.evaluate(micro(), run(TEACHER))
 
 
 def _call(function, *arguments, after: float | None = None) -> int:

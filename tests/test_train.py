@@ -1,5 +1,6 @@
 """Training: resume, the store, the honesty of the loop."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -212,3 +213,19 @@ def test_multiscale_sizes_are_multiples_of_32_within_range_and_held_for_a_while(
     assert set(sizes) <= set(range(480, 801, 32))
     assert len(set(sizes)) > 5
     assert all(len(set(sizes[i : i + 10])) == 1 for i in range(0, 240, 10))
+
+
+def test_difficult_objects_are_targets_where_the_recipe_says_so(place, monkeypatch):
+    loaded = micro()
+    prepare(loaded)
+    whole = fit.open_split(fit.DATA, "micro", "train")
+    marked = dataclasses.replace(whole, difficult=np.arange(len(whole.labels)) % 2 == 0)
+    monkeypatch.setattr(fit, "open_split", lambda *_: marked)
+    plan = runs.resolve(loaded, run("cwd"))
+    for kept, form, count in (
+        (True, "voc", len(whole.labels)),
+        (False, "voc", len(whole.labels) // 2),
+        (True, "coco", len(whole.labels) // 2),  # there the mark means a crowd
+    ):
+        plan["recipe"]["difficult"], plan["data"]["format"] = kept, form
+        assert len(fit._training_split(plan, run("cwd")).labels) == count

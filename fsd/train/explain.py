@@ -24,7 +24,7 @@ class Standing(NamedTuple):
 
 
 def standing(params: Params, run: Run) -> Standing:
-    """Reads only; torch is not needed for it."""
+    """Where the run stands with the parameters as they are now; nothing is written."""
     plan = resolve(params, run)
     parts = {"plan": digest(plan)}
     if not run.plan.exists():
