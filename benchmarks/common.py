@@ -104,10 +104,10 @@ def machine() -> dict[str, str | int]:
     return found
 
 
-def finish(path: Path | None, figures: Mapping[str, float]) -> None:
-    """Writes {"figures", "machine"} if a path was given."""
+def finish(path: Path | None, figures: Mapping[str, float], **versions: str) -> None:
+    """Writes {"figures", "machine"} if a path was given; versions: of further libraries."""
     if path is not None:
-        content = {"figures": dict(figures), "machine": machine()}
+        content = {"figures": dict(figures), "machine": machine() | versions}
         path.write_text(json.dumps(content, indent=2) + "\n")
 
 

@@ -1,6 +1,6 @@
 """Speed of a distillation step: where its time goes, and how far it is from what the device can do.
 
-    python benchmarks/step.py [--rounds N] [--threads N] [--json FILE]
+    python benchmarks/step.py [--rounds N] [--threads N] [--processes N] [--json FILE]
 
 On a CPU: teacher YOLOX-s, student YOLOX-nano, 8 images of 224 px; on a GPU: teacher YOLOX-l,
 student YOLOX-s, 32 images of 640 px. 20 classes, 5 boxes per image, method fsd.
@@ -13,10 +13,13 @@ step_speedup     plain step over ours
 kd_over_parts    our FSD step over (our step without teacher + our teacher's forward)
 images_per_s     of our FSD step, data at hand
 share_of_limit   the step's operations per second over those of a large matrix product
+shared_speedup   with --processes N: images_per_s of N processes on the device over those of one
 """
 
 import copy
 import itertools
+import multiprocessing
+import time
 from collections.abc import Callable
 
 import torch
@@ -46,8 +49,8 @@ LAPS = ("teacher", "student", "losses", "backward", "optimiser")
 class Setting:
     """Networks, a batch and both ways to make a step of it."""
 
-    def __init__(self, device: torch.device):
-        size = ON_GPU if device.type == "cuda" else ON_CPU
+    def __init__(self, device: torch.device, size: dict | None = None):
+        size = size or (ON_GPU if device.type == "cuda" else ON_CPU)
         self.side, self.count = size["side"], size["images"]
         self.device, self.dtype = device, autocast_dtype("auto", device)
         self.images = torch.rand(self.count, 3, self.side, self.side, device=device) * 255
@@ -83,7 +86,7 @@ class Setting:
             parameters, lr=1e-4, momentum=0.9, nesterov=True, foreach=False
         )
 
-    def ours(self, *, taught: bool = True) -> Laps:
+    def ours(self, *, taught: bool = True, now: Callable[[], float] = now) -> Laps:
         times = [now()]
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             teacher = None
@@ -205,8 +208,46 @@ def matrix_rate(device: torch.device, dtype: torch.dtype | None) -> float:
     return 2 * side**3 / best / 1e9
 
 
+def shared(processes: int, rounds: int, threads: int, size: dict | None = None) -> float:
+    """Images per second of that many processes together, each making `rounds` steps on one device."""
+    spawn = multiprocessing.get_context("spawn")
+    begin, spans = spawn.Barrier(processes, timeout=600), spawn.SimpleQueue()
+    started = [
+        spawn.Process(target=_steps, args=(rounds, threads, size, begin, spans))
+        for _ in range(processes)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+        if process.exitcode:
+            raise RuntimeError("a process that shares the device died: see what it says above")
+    images, starts, ends = zip(*(spans.get() for _ in started), strict=True)
+    return sum(images) / (max(ends) - min(starts))
+
+
+def _steps(rounds: int, threads: int, size: dict | None, begin, spans) -> None:
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    try:
+        setting = Setting(torch.device("cuda" if torch.cuda.is_available() else "cpu"), size)
+        for _ in range(2):
+            setting.ours()
+        begin.wait()  # all of them are warm
+    except BaseException:
+        begin.abort()
+        raise
+    start = time.monotonic()  # one clock for all processes
+    for _ in range(rounds):
+        setting.ours(now=time.perf_counter)  # without waiting for the device between the parts
+    now()
+    spans.put((rounds * setting.count, start, time.monotonic()))
+
+
 def main() -> None:
-    args = options(__doc__, rounds=7).parse_args()
+    parser = options(__doc__, rounds=7)
+    parser.add_argument("--processes", type=int, default=1, help="that share the device")
+    args = parser.parse_args()
     prepare(args)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     setting = Setting(device)
@@ -227,6 +268,9 @@ def main() -> None:
         "matrix_gflops": limit,
     }
     figures |= {f"share_{name}": _share(rows, name) for name in LAPS}
+    if args.processes > 1:
+        alone, together = (shared(n, args.rounds, args.threads) for n in (1, args.processes))
+        figures["shared_speedup"] = together / alone
     if device.type == "cuda":
         figures["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     for name, value in figures.items():

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from fsd.schema import Dataset, Experiment, Method, Name, Recipe, Strict, Verdict, nearest
+from fsd.schema import Compute, Dataset, Experiment, Method, Name, Recipe, Strict, Verdict, nearest
 
 TEACHER = "teacher"  # reserved method: the teacher's own run, shared by all students of a data set
 
@@ -29,6 +29,7 @@ class Params(Strict):
     datasets: dict[Name, Dataset]
     methods: dict[Name, Method]
     verdict: Verdict
+    compute: Compute = Compute()
     templates: dict[str, Any] = Field(default={})  # anchors for YAML's sharing; nothing reads it
 
     @model_validator(mode="after")
@@ -101,6 +102,15 @@ class _Loader(yaml.SafeLoader):
         node.value = [pair for i, pair in enumerate(node.value) if keys[pair[0].value] == i]
 
 
+# Only true and false are truth values, as in YAML 1.2: `off` is a word here.
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [known for known in resolvers if known[0] != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    _BOOL, re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
@@ -119,6 +129,10 @@ def load(path: str | Path = "params.yaml") -> Params:
         ) from None
     except ParamsError as error:
         raise ParamsError(f"{path}: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ParamsError(
+            f"{path} is no UTF-8 text (byte {error.start}): save it as UTF-8"
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""

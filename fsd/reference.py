@@ -47,6 +47,7 @@ BLOCKS = (  # in the order of params.yaml
     ("datasets.NAME.teacher_gate", schema.TeacherGate),
     ("methods.NAME", schema.Method),
     ("verdict", schema.Verdict),
+    ("compute", schema.Compute),
 )
 
 

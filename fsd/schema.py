@@ -269,6 +269,18 @@ class Verdict(Strict):
     margin: NotNegative  # fraction of AP: a difference this close to 0 is none
 
 
+class Compute(Strict):
+    """How a training is computed, not what: at most the rounding changes, as on another device.
+
+    So it is no part of a run or its key; each segment of the provenance records it.
+    """
+
+    # The teacher's forward pass: off: operation by operation; kernels: fused by torch.compile, one
+    # graph per input size; graphs: those kernels replayed as one CUDA graph per input size.
+    compile_teacher: Literal["off", "kernels", "graphs"] = "off"
+    trainings_per_gpu: Count = 1  # how many share a GPU before it counts as taken
+
+
 class Experiment(Strict):
     """A named set of runs: all data sets x methods x seeds, and the teachers they need."""
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,27 +15,36 @@ from fsd.train import fit
 
 TESTS = Path(__file__).parent
 SCRIPT = """
-import os, sys
+import os, signal, sys
+from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from micro import micro, run
 from fsd.train import fit, guards
 fit.tracking._off.append("tests")
-if sys.argv[1] == "dies" and os.environ["RANK"] == "1":
-    def dying(*arguments):
+if sys.argv[1] != "lives" and os.environ["RANK"] == "1":
+    def dying(*arguments):  # the other one goes on to the next epoch and waits there for this one
+        Path("died").touch()
+        if sys.argv[1] == "is killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         raise ValueError("the second process has had enough")
     guards.weights = dying
 fit.fit(micro(), run("mimic"), "test")
 """
 
 
-def start(folder: Path, how: str) -> subprocess.CompletedProcess:
+def start(folder: Path, how: str) -> subprocess.Popen:
     (folder / "script.py").write_text(SCRIPT)
     environment = dict(os.environ, PYTHONPATH=f"{TESTS}:{TESTS.parent}", OMP_NUM_THREADS="1")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "script.py", how]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -54,9 +64,10 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_two_processes_write_one_run(place):
-    done = start(place, "lives")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("epoch 4/4") == 1  # one of them speaks
+    job = start(place, "lives")
+    said = job.communicate(timeout=120)[0]
+    assert job.returncode == 0, said
+    assert said.count("epoch 4/4") == 1  # one of them speaks
     made = json.loads((place / run("mimic").folder / "provenance.json").read_text())
     assert [segment["processes"] for segment in made["segments"]] == [2]
     together = losses(place)
@@ -70,10 +81,21 @@ def test_two_processes_write_one_run(place):
     assert together[0] == pytest.approx(alone[0], rel=1e-3)
     assert len(together) == len(alone) == 4
 
-    (place / run("mimic").folder / "weights.pt").unlink()
-    for path in (place / "results/store").rglob("*"):
-        if path.is_file():
-            path.unlink()
-    done = start(place, "dies")
-    assert done.returncode != 0
-    assert "the second process has had enough" in done.stderr + done.stdout
+
+@pytest.mark.parametrize(
+    "how, told", [("raises", "the second process has had enough"), ("is killed", "SIGKILL")]
+)
+def test_a_process_that_dies_takes_the_job_down_and_says_why(place, how, told):
+    job = start(place, how)
+    try:
+        for _ in range(1200):
+            if (place / "died").exists() or job.poll() is not None:
+                break
+            time.sleep(0.1)
+        said = job.communicate(timeout=60)[0]  # a minute, however the machine is loaded
+    finally:
+        job.terminate()
+    assert (place / "died").exists(), said
+    assert job.returncode != 0
+    assert told in said
+    assert not (place / run("mimic").folder / "weights.pt").exists()

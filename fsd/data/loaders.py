@@ -41,22 +41,26 @@ def make_loader(
     workers: int | None = None,
     rank: int = 0,
     world_size: int = 1,
+    sharing: int = 1,
 ) -> "Loader":
     """The loader of a training run: images in GPU memory where they fit into half of what is free,
     else augmented on the CPU, by `workers` processes (0: in this one; None: chosen here).
 
+    sharing: trainings that may use the GPU at once, which share that half and the cores.
     `batch_size` is that of all ranks together. All boxes of the split are targets (see
     `without_difficult`). Raises ValueError where the batches cannot be cut.
     """
     arguments = {"batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size}
-    if device.type == "cuda" and split.images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
-        return ResidentLoader(split, recipe, device=device, **arguments)
-    workers = default_workers(device, world_size) if workers is None else workers
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if split.images.nbytes < free / 2 / sharing:
+            return ResidentLoader(split, recipe, device=device, **arguments)
+    workers = default_workers(device, world_size * sharing) if workers is None else workers
     return WorkerLoader(split, recipe, device=device, workers=workers, **arguments)
 
 
-def default_workers(device: torch.device, world_size: int = 1) -> int:
-    """How many worker processes pay off for one of `world_size` ranks.
+def default_workers(device: torch.device, processes: int = 1) -> int:
+    """How many worker processes pay off for one of so many training processes.
 
     A model that computes on the CPU leaves no core idle, and takes far longer over an image than
     its augmentation: there, none.
@@ -65,7 +69,7 @@ def default_workers(device: torch.device, world_size: int = 1) -> int:
         return 0
     here = hasattr(os, "sched_getaffinity")  # Linux: what this process may use, not all there is
     cores = len(os.sched_getaffinity(0)) if here else os.cpu_count() or 1
-    return max(1, min(_MOST_WORKERS, cores // world_size - 1))
+    return max(1, min(_MOST_WORKERS, cores // processes - 1))
 
 
 def evaluation_batches(split: Split, *, batch_size: int, device: torch.device) -> Iterator[Batch]:

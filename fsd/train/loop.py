@@ -185,8 +185,10 @@ def train_epoch(
         images_seen += len(images) * here.size
         if step % NOTE_EVERY == 0:
             looked, last = _fetch(history[-1]), looked
-            values = dict(zip(names, (last if last is not None else looked).tolist(), strict=True))
-            note = f"loss {sum(values.values()):.2f} kd/task {kd_ratio(values):.2f}"
+            shown = last if looked.is_pinned() else looked  # the newest may not have arrived
+            if shown is not None:
+                values = dict(zip(names, shown.tolist(), strict=True))
+                note = f"loss {sum(values.values()):.2f} kd/task {kd_ratio(values):.2f}"
         rate = images_seen / (time.monotonic() - start)
         update(step + 1, len(loader), f"{note} {rate:.0f} img/s")
     table = parallel.averaged(torch.stack(history), here).cpu()

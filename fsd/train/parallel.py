@@ -48,10 +48,10 @@ def world() -> Iterator[World]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     dist.init_process_group(backend, rank=rank, world_size=size, timeout=TIMEOUT)
-    try:
-        yield World(rank, size)
-    finally:
-        dist.destroy_process_group()
+    # Not where an error leaves it: NCCL may wait there for the others, who wait for this process, and
+    # the error is said only after this.
+    yield World(rank, size)
+    dist.destroy_process_group()
 
 
 def _place() -> tuple[int, int]:
