@@ -4,6 +4,7 @@ Both orchestrators call these commands; no flag changes a number. A user's mista
 sentence and exit code 2 (FSD_DEBUG=1 shows where it was raised).
 """
 
+import errno
 import os
 import shlex
 import sys
@@ -188,9 +189,11 @@ def report(
 ) -> None:
     """Tables and page of an experiment from whatever runs are finished."""
     params = _load()
+    from fsd.deploy.compare import measure_all
     from fsd.report import stage
 
-    stage.report(params, runs.experiment(params, experiment), _command(), photos)
+    chosen = runs.experiment(params, experiment)
+    stage.report(params, chosen, _command(), photos, measure=measure_all)
 
 
 @app.command()
@@ -245,6 +248,22 @@ def reference() -> None:
         console.print(str(path))
 
 
+WAYS_OUT = {
+    errno.EACCES: "give yourself the right to",
+    errno.EPERM: "give yourself the right to",
+    errno.EROFS: "work on a disk that can be written to",
+    errno.ENOSPC: "free some space; the same command goes on from there",
+}
+
+
+def _sentence(error: Exception) -> str:
+    """What a person reads of it."""
+    if isinstance(error, OSError) and error.filename is not None:
+        way_out = WAYS_OUT.get(error.errno)
+        return f"{error.filename}: {error.strerror}" + (f": {way_out}" if way_out else "")
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def main() -> None:
     """Entry point: a mistake of the user is one sentence and exit code 2."""
     try:
@@ -252,8 +271,7 @@ def main() -> None:
     except (ValueError, OSError, ArithmeticError) as error:
         if os.environ.get("FSD_DEBUG"):
             traceback.print_exc()
-        text = " ".join(str(error).split()) or type(error).__name__
-        console.print(f"fsd: {text}", markup=False, style="red")
+        console.print(f"fsd: {_sentence(error)}", markup=False, style="red")
         sys.exit(2)
     except KeyboardInterrupt:
         console.print("fsd: stopped; the same command continues from the last finished epoch")

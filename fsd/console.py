@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -18,6 +19,7 @@ from rich.progress import (
 
 console = Console(highlight=False, soft_wrap=True)
 PLAIN_EVERY_S = float(os.environ.get("FSD_PROGRESS_S", "10"))
+RECENT_S = 300.0  # the speed behind an ETA is that of these last seconds
 
 
 class Update(Protocol):
@@ -37,7 +39,9 @@ def progress(label: str) -> Iterator[Update]:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        with Progress(*columns, console=console, transient=True) as bar:
+        with Progress(
+            *columns, console=console, transient=True, speed_estimate_period=RECENT_S
+        ) as bar:
             task = bar.add_task(label, total=None, note="")
 
             def update(done: int, total: int, note: str = "") -> None:
@@ -45,18 +49,38 @@ def progress(label: str) -> Iterator[Update]:
 
             yield update
         return
-    start = last = time.monotonic()
+    last, left = time.monotonic(), Left()
 
     def plain(done: int, total: int, note: str = "") -> None:
         nonlocal last
         now = time.monotonic()
+        seconds = left.seconds(now, done, total)
         if now - last < PLAIN_EVERY_S or not done:
             return
         last = now
-        left = (now - start) / done * (total - done)
-        console.print(f"{label}: {done}/{total}, eta {clock(left)} {note}".rstrip())
+        eta = "" if seconds is None else f", eta {clock(seconds)}"
+        console.print(f"{label}: {done}/{total}{eta} {note}".rstrip())
 
     yield plain
+
+
+class Left:
+    """Seconds until the end, by the speed of late. The first item only starts the clock: its time
+    holds whatever was loaded or compiled for it."""
+
+    def __init__(self) -> None:
+        self.marks: deque[tuple[float, int]] = deque()  # when so many were done, a second apart
+
+    def seconds(self, now: float, done: int, total: int) -> float | None:
+        """None as long as fewer than two items are done, or none since the clock was started."""
+        if done < 1:
+            return None
+        while len(self.marks) > 1 and now - self.marks[1][0] > RECENT_S:
+            self.marks.popleft()
+        if not self.marks or now - self.marks[-1][0] >= 1:
+            self.marks.append((now, done))
+        start, before = self.marks[0]
+        return (now - start) / (done - before) * (total - done) if done > before else None
 
 
 def clock(seconds: float) -> str:

@@ -5,24 +5,24 @@ the last step logged. So live logging, the repair of a killed run and the import
 are one function. Whatever goes wrong here is said once, and training goes on.
 """
 
-import base64
 import fcntl
 import json
 import logging
 import os
 import sys
 import time
-import zlib
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fsd import mlflow_view
 from fsd.console import console
 from fsd.params import Params
 from fsd.runs import Run, digest, students, teacher_run
 
 DEFAULT_URI = "sqlite:///mlflow.db"
-VIEW_TAG, VIEW = "mlflow.sharedViewState", "results"
 _off: list[str] = []  # why this process does not track, once that is so
 
 
@@ -38,13 +38,31 @@ def experiment_of(params: Params, run: Run) -> str:
     return "other"
 
 
+def shown_name(params: Params, experiment: str, run: Run) -> str:
+    """method/seed, after the data set where the experiment has several."""
+    chosen = params.experiments.get(experiment)
+    alone = chosen is not None and len(chosen.datasets) == 1
+    return f"{run.method}/{run.seed}" if alone else run.name
+
+
+def safely(function: Callable, *arguments: Any) -> Any:
+    """What the function returns; None where MLflow is off or, which is said once, does not answer."""
+    if _off:
+        return None
+    try:
+        return function(*arguments)
+    except Exception as error:  # a mirror must not stop what it mirrors
+        text = (str(error).splitlines() or [type(error).__name__])[0]
+        _switch_off(f"{uri()} does not answer ({text[:120]})")
+
+
 def _switch_off(reason: str) -> None:
     if not _off:
         console.print(f"MLflow: {reason}; runs are not tracked, everything else goes on")
         _off.append(reason)
 
 
-def _client():
+def client():
     """An MlflowClient, or None where MLflow is not installed."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -73,28 +91,39 @@ def _lock():
 class Tracker:
     """One run in MLflow. Every method is safe to call again with more of the same log."""
 
-    def __init__(self, params: Params, run: Run, plan: dict[str, Any], key: str) -> None:
+    def __init__(
+        self,
+        params: Params,
+        run: Run,
+        plan: dict[str, Any],
+        key: str,
+        experiment: str | None = None,
+        started: datetime | None = None,
+    ) -> None:
+        """Of a run that is imported: the experiment to show it under, and when it started.
+
+        Without them it is the experiment that holds the run, and now.
+        """
         self.client = self.run_id = self.monitor = None
         self.logged = -1  # last epoch that MLflow has; -1: not looked up yet
         if "SLURM_JOB_ID" in os.environ and not uri().startswith("http"):
             # SQLite over a network file system loses data: the report stage imports the log.
             _switch_off("no server is set (MLFLOW_TRACKING_URI) and this is a cluster's job")
-        self._safely(self._open, params, run, plan, key)
+        name = experiment or experiment_of(params, run)
+        safely(self._open, name, shown_name(params, name, run), run, plan, key, started)
 
-    def _safely(self, function, *arguments) -> None:
-        if _off:
-            return
-        try:
-            function(*arguments)
-        except Exception as error:  # a mirror must not stop what it mirrors
-            text = (str(error).splitlines() or [type(error).__name__])[0]
-            _switch_off(f"{uri()} does not answer ({text[:120]})")
-
-    def _open(self, params: Params, run: Run, plan: dict[str, Any], key: str) -> None:
-        self.client = _client()
+    def _open(
+        self,
+        name: str,
+        shown: str,
+        run: Run,
+        plan: dict[str, Any],
+        key: str,
+        started: datetime | None,
+    ) -> None:
+        self.client = client()
         if self.client is None:
             return
-        name = experiment_of(params, run)
         tags = {
             "key": key,
             "kind": "run",
@@ -109,7 +138,8 @@ class Tracker:
             if runs:
                 self.run_id = runs[0].info.run_id
                 return
-            created = self.client.create_run(experiment, tags=tags, run_name=run.name)
+            begun = _milliseconds(started)
+            created = self.client.create_run(experiment, begun, tags, run_name=shown)
             self.run_id = created.info.run_id
             self._describe(plan)
 
@@ -130,7 +160,7 @@ class Tracker:
 
     def log(self, log: list[dict[str, Any]]) -> None:
         """Bring the curves up to the log's last epoch."""
-        self._safely(self._log, log)
+        safely(self._log, log)
 
     def _log(self, log: list[dict[str, Any]]) -> None:
         from mlflow.entities import Metric
@@ -154,7 +184,7 @@ class Tracker:
 
     def watch(self) -> None:
         """Log the processor's, memory's and GPU's load every ten seconds until `finish`."""
-        self._safely(self._watch)
+        safely(self._watch)
 
     def _watch(self) -> None:
         if self.run_id is None:
@@ -166,12 +196,17 @@ class Tracker:
         self.monitor.start()
 
     def finish(
-        self, results: dict[str, float] | None = None, tags: dict[str, str] | None = None
+        self,
+        results: dict[str, float] | None = None,
+        tags: dict[str, str] | None = None,
+        ended: datetime | None = None,
     ) -> None:
-        """Log final numbers (AP and the like) and tags, and close the run."""
-        self._safely(self._finish, results or {}, tags or {})
+        """Log final numbers (AP and the like) and tags, and close the run; ended: None for now."""
+        safely(self._finish, results or {}, tags or {}, ended)
 
-    def _finish(self, results: dict[str, float], tags: dict[str, str]) -> None:
+    def _finish(
+        self, results: dict[str, float], tags: dict[str, str], ended: datetime | None
+    ) -> None:
         if self.run_id is None:
             return
         from mlflow.entities import Metric
@@ -184,45 +219,11 @@ class Tracker:
         self.client.log_batch(self.run_id, metrics=new)
         for name, value in tags.items():
             self.client.set_tag(self.run_id, name, value)
-        self.client.set_terminated(self.run_id, "FINISHED")
+        self.client.set_terminated(self.run_id, "FINISHED", _milliseconds(ended))
 
 
-def publish(
-    experiment: str, references: dict[str, dict[str, float]], files: list[Path], note: str
-) -> None:
-    """Beside an experiment's runs: one run per number of the paper (kind `paper`), one that holds
-    tables and page (kind `report`), and the table as the experiment's description."""
-    if _off:
-        return
-    try:
-        client = _client()
-        found = client and client.get_experiment_by_name(experiment)
-        if not found:
-            return
-        where = found.experiment_id
-        client.set_experiment_tag(where, "mlflow.note.content", note)
-        for name, values in references.items():
-            run_id = _named_run(client, where, f"paper-{name}", name, "paper")
-            have = client.get_run(run_id).data.metrics
-            for metric, value in values.items():
-                if have.get(metric) != value:
-                    client.log_metric(run_id, metric, value)
-            client.set_terminated(run_id, "FINISHED")
-        run_id = _named_run(client, where, f"report-{experiment}", f"{experiment}/report", "report")
-        for file in files:
-            client.log_artifact(run_id, str(file))
-        client.set_terminated(run_id, "FINISHED")
-    except Exception as error:  # a mirror must not stop what it mirrors
-        _switch_off(f"{uri()} does not answer ({type(error).__name__})")
-
-
-def _named_run(client, experiment: str, key: str, name: str, kind: str) -> str:
-    """The id of the run with that key, made where there is none."""
-    found = client.search_runs([experiment], f"tags.`key` = '{key}'", max_results=1)
-    if found:
-        return found[0].info.run_id
-    tags = {"key": key, "kind": kind, "method": name.split("/")[-2], "dataset": name.split("/")[0]}
-    return client.create_run(experiment, tags=tags, run_name=name).info.run_id
+def _milliseconds(moment: datetime | None) -> int | None:
+    return None if moment is None else int(moment.timestamp() * 1000)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -238,49 +239,25 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def link(experiment: str) -> str | None:
     """The full address of an experiment's runs in a local MLflow UI; None where there is none."""
-    if _off:
-        return None
-    try:
-        client = _client()
-        found = client and client.get_experiment_by_name(experiment)
-        if found and f"{VIEW_TAG}.{VIEW}" not in found.tags:
-            client.set_experiment_tag(found.experiment_id, f"{VIEW_TAG}.{VIEW}", _view())
-    except Exception as error:
-        _switch_off(f"{uri()} does not answer ({type(error).__name__})")
-        return None
+    found = safely(_viewed, experiment)
     if not found:
         return None
     base = uri() if uri().startswith("http") else "http://127.0.0.1:5000"
-    place = f"{base}/#/experiments/{found.experiment_id}/runs"
-    return f"{place}?workflowType=machine_learning&viewStateShareKey={VIEW}"
+    place = f"{base}/#/experiments/{found}/runs"
+    return f"{place}?workflowType=machine_learning&viewStateShareKey={mlflow_view.NAME}"
 
 
-def _view() -> str:
-    """A saved view of the runs table with AP in it; the bare UI shows no metric at all.
-
-    MLflow does not document the format: where another version ignores it, its default view opens.
-    """
-    metrics = ("ap", "ap50", "delta_ap", "paper/ap", "paper/delta_ap")
-    state = {
-        "searchFilter": "",
-        "orderByKey": "metrics.`ap`",
-        "orderByAsc": False,
-        "startTime": "ALL",
-        "lifecycleFilter": "Active",
-        "datasetsFilter": [],
-        "modelVersionFilter": "All Runs",
-        "selectedColumns": [
-            "attributes.`Created`",
-            *(f"metrics.`{name}`" for name in metrics),
-            "tags.`method`",
-            "tags.`seed`",
-            "tags.`verdict`",
-        ],
-    }
-    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
-    now = int(time.time() * 1000)
-    view = {"name": "Results", "createdAt": now, "updatedAt": now, "state": f"deflate;{packed}"}
-    return json.dumps(view)
+def _viewed(experiment: str) -> str | None:
+    """The experiment's id, after its view was written; None where MLflow or the experiment is not."""
+    mlflow = client()
+    found = mlflow and mlflow.get_experiment_by_name(experiment)
+    if not found:
+        return None
+    if found.tags.get(mlflow_view.VERSION_TAG) != mlflow_view.VERSION:
+        view = mlflow_view.tag(int(time.time() * 1000))
+        mlflow.set_experiment_tag(found.experiment_id, mlflow_view.TAG, view)
+        mlflow.set_experiment_tag(found.experiment_id, mlflow_view.VERSION_TAG, mlflow_view.VERSION)
+    return found.experiment_id
 
 
 def ui_command() -> str | None:

@@ -54,6 +54,19 @@ def same(ours, theirs, *, score: float = 1e-3, box: float = 1e-2) -> None:
         assert (near & (abs(theirs.boxes - b) < box).all(1)).any()
 
 
+def test_infinite_boxes_are_cut_far_outside(weights):
+    """A barely trained detector has them, and suppression inside the graph must stand it."""
+    content = torch.load(weights, weights_only=True)
+    for name, values in content["model"].items():
+        if name.startswith("head.reg_preds.0") and name.endswith("bias"):
+            values[2:] = 1000.0
+    torch.save(content, "wild.pt")
+    done = export(Path("wild.pt"), out=Path("wild.onnx"), nms=EVALUATION)
+    found = load(done.path).detect(canvases(2), EVALUATION)
+    boxes = np.concatenate([one.boxes for one in found])
+    assert np.isfinite(boxes).all() and abs(boxes).max() == graph.FAR * 96
+
+
 @pytest.mark.parametrize(
     ("network", "recipe", "opset"),
     [({}, IMAGENET, 17), ({"size": "yolox_nano"}, PLAIN, 13), ({"depth": 0.67}, PLAIN, 20)],

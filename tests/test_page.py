@@ -8,13 +8,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from made_up import write_manifest, write_paper, write_run
 from micro import micro, run
 
 from fsd import cli, runs
-from fsd.report import figures, page, stage
+from fsd.report import figures, page, pictures, sections, stage
 from fsd.report.collect import collect
 from fsd.schema import Experiment
 
@@ -89,7 +90,7 @@ def test_without_photos_there_are_heat_maps_alone(written, monkeypatch):
 def test_the_command_hands_the_option_on(monkeypatch):
     asked = []
     monkeypatch.setattr(cli, "_load", lambda: micro())
-    monkeypatch.setattr(stage, "report", lambda *arguments: asked.append(arguments[-1]))
+    monkeypatch.setattr(stage, "report", lambda *arguments, **_: asked.append(arguments[-1]))
     for options in ([], ["--no-photos"]):
         monkeypatch.setattr("sys.argv", ["fsd", "report", *options])
         with pytest.raises(SystemExit) as caught:
@@ -108,9 +109,57 @@ def test_plots_take_the_colour_of_the_page(written):
     assert all(identities.count(name) == 1 for name in clips)
 
 
-def test_methods_have_colours_of_their_own():
-    names = [f"m{i}" for i in range(len(figures.COLOURS))]
-    assert len(set(figures.colours(names).values())) == len(names) + 1
+def test_methods_are_told_apart_by_colour_and_line():
+    names = ["baseline", *(f"m{i}" for i in range(len(figures.COLOURS) * len(figures.LINES)))]
+    strokes = figures.strokes(names)
+    assert len({(stroke.colour, stroke.line) for stroke in strokes.values()}) == len(names) + 1
+    assert strokes["baseline"].colour == figures.INK  # the page's own text colour
+
+
+def test_the_plots_and_the_attention_of_all_methods_are_files_too(written):
+    place = written[0] / pictures.folder("trial")
+    text = text_of(written[0])
+    plots = sorted(place.glob("micro-*.svg"))
+    assert [plot.stem for plot in plots] == [
+        *("micro-ap", "micro-differences", "micro-distillation-loss-task-loss"),
+        *("micro-precision-recall", "micro-task-loss-without-l1"),
+    ]
+    assert all(plot.read_text(encoding="utf-8") in text for plot in plots)
+    grid = cv2.imread(str(place / "micro-attention.jpg"))
+    assert grid.shape == (3 * (24 + 40), 320, 3)  # of teacher, baseline and cwd, under their names
+
+
+def test_a_row_for_each_method_and_high_pictures_made_smaller(written, tmp_path):
+    text = text_of(written[0])
+    grids = re.findall(r'<table class="grid">(.*?)</table>', text)
+    rows = [re.findall(r"<th class=l>([^<]*)</th>", grid) for grid in grids]
+    assert rows == [["teacher", "baseline", "cwd"]] * 2  # detections, attention
+    assert all(len(re.findall("<img", grid)) == 3 for grid in grids)
+    cv2.imwrite(str(tmp_path / "high.jpg"), np.full((480, 960, 3), 90, np.uint8))
+    data = base64.b64decode(page.embedded(tmp_path / "high.jpg", 120).partition(",")[2])
+    assert cv2.imdecode(np.frombuffer(data, np.uint8), 1).shape == (120, 240, 3)
+
+
+def test_a_long_list_of_missing_runs_is_folded():
+    texts = ["AP is ...", *(f"Missing: {i}" for i in range(5))]
+    folded = sections.notes(texts)
+    assert folded.index("AP is") < folded.index("<details>") < folded.index("Missing: 0")
+    assert "5 lines" in folded and folded.count("<li>") == 6
+    assert "<details>" not in sections.notes(texts[:4])
+
+
+def test_a_method_that_stops_ends_its_line(monkeypatch):
+    """norm_cwd is off in the last epochs: its loss of 0 is none, and has no place in a log plot."""
+    seen = []
+    monkeypatch.setattr(figures, "svg", lambda draw, name, *_: seen.append(draw) or "svg")
+    curves = {"m0": [{1: 2.0, 2: 1.0, 3: 0.0}], "m1": [{1: 0.0, 2: 0.0, 3: 0.0}]}
+    figures._curves(curves, "name", "distillation loss / task loss", figures.strokes(curves))
+    axis = figures.plt.figure().subplots()
+    seen[0](axis)
+    (line,) = axis.lines
+    np.testing.assert_array_equal(line.get_ydata(), [2, 1, np.nan])
+    assert axis.get_yscale() == "log" and axis.yaxis.get_major_formatter()(0.5) == "0.5"
+    figures.plt.close()
 
 
 def test_the_curves_are_means_over_seeds_and_their_range(written, monkeypatch):
@@ -119,7 +168,7 @@ def test_the_curves_are_means_over_seeds_and_their_range(written, monkeypatch):
     finished, _ = collect(params, runs.runs(CHOSEN))
     drawn = []
     monkeypatch.setattr(figures, "_curves", lambda curves, *_: drawn.append(curves) or "svg")
-    found = figures.learning_curves(finished, "micro", figures.colours(CHOSEN.methods))
+    found = figures.learning_curves(finished, "micro", figures.strokes(CHOSEN.methods))
     assert list(found) == ["task loss without L1", "distillation loss / task loss"]  # no AP on val
     assert drawn[0]["teacher"] == [{epoch: 1 + 3 / epoch for epoch in range(1, 5)}]
     assert len(drawn[1]["cwd"]) == 3 and not any(drawn[1]["baseline"][0].values())

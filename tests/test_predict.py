@@ -141,7 +141,13 @@ def test_cost_of_a_detector():
     assert 0 < measured.latency_ms_p50 <= measured.latency_ms_p90
     assert measured.peak_mib is None
     assert model.training and not model.head.training
+    assert measured.passes == 3 and 0 < measured.ran <= 1.01
     json.dumps(measured._asdict())
+
+
+def test_cost_ends_in_time_with_one_pass_at_least():
+    measured = cost(nn.Conv2d(3, 1, 1), 8, torch.device("cpu"), 1000, limit_s=0)
+    assert measured.passes == 1 and measured.latency_ms_p50 > 0
 
 
 def test_cost_refuses_no_repeats():

@@ -1,11 +1,13 @@
 """`fsd cost`: what detectors need, side by side, each measured in a process of its own."""
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from fsd.console import progress as progress_bar
 from fsd.deploy.detector import read_weights
 
 
@@ -23,12 +25,15 @@ class Need(NamedTuple):
     file_mib: float
     device: str
     threads: int | None  # None on a GPU
+    passes: int  # that were timed
+    ran: float | None  # share of their time in which it had a core: less than .8, others disturbed
 
 
-def measure(weights: Path, repeats: int = 50) -> Need:
+def measure(weights: Path, repeats: int = 50, limit_s: float = math.inf) -> Need:
     """Measure one weights.pt in this process, best a fresh one, with batch norms folded.
 
-    Raises FileNotFoundError, and ValueError for a file that is not ours or no repeats.
+    limit_s: as of `evaluate.cost.cost`. Raises FileNotFoundError, and ValueError for a file that is
+    not ours or no repeats.
     """
     import torch
 
@@ -44,7 +49,7 @@ def measure(weights: Path, repeats: int = 50) -> Need:
     flops = count_operations(network, card.input_px).reported_flops
     folded = torch.nn.Sequential(normalise, for_inference(network))
     del model, network
-    measured = cost(folded, card.input_px, on, repeats)
+    measured = cost(folded, card.input_px, on, repeats, limit_s)
     peak = _memory("VmHWM")
     grown = None if before is None or peak is None else max(0.0, peak - before)
     return Need(
@@ -59,6 +64,8 @@ def measure(weights: Path, repeats: int = 50) -> Need:
         weights.stat().st_size / 2**20,
         device_name(),
         torch.get_num_threads() if on.type == "cpu" else None,
+        measured.passes,
+        measured.ran,
     )
 
 
@@ -66,15 +73,27 @@ def compare(
     weights: Sequence[Path],
     repeats: int = 50,
     progress: Callable[[int, int, str], None] | None = None,
+    limit_s: float = math.inf,
 ) -> list[Need]:
-    """`measure` of each, in its order and in a fresh process, so that none inherits memory."""
+    """`measure` of each, in its order and in a fresh process, so that none inherits memory.
+
+    Raises as `measure`, before anything is measured.
+    """
+    for path in weights:
+        read_weights(path)
     out: list[Need] = []
     for path in weights:
         if progress:
             progress(len(out), len(weights), str(path))
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            out.append(pool.submit(measure, path, repeats).result())
+            out.append(pool.submit(measure, path, repeats, limit_s).result())
     return out
+
+
+def measure_all(weights: Sequence[Path]) -> list[dict[str, Any]]:
+    """`compare` as plain values, seconds each: for the report's page."""
+    with progress_bar("cost") as update:
+        return [need._asdict() for need in compare(weights, 50, update, limit_s=10.0)]
 
 
 def words(needs: Sequence[Need]) -> list[str]:

@@ -11,6 +11,9 @@ from fsd.deploy.detector import Settings, needed
 from fsd.models.head import decode
 from fsd.models.yolox import for_inference
 
+# A size is an exponential, infinite now and then where a detector is barely trained, and suppression
+# makes nothing sensible of that: no edge is further from 0 than so many sides of the input.
+FAR = 16
 OPSETS = range(13, 21)  # int8 needs 13; torch's exporter ends at 20
 
 
@@ -27,11 +30,13 @@ class Deployed(nn.Module):
         with torch.no_grad():
             points = self.network(torch.zeros(1, 3, input_px, input_px)).points
         self.register_buffer("points", points)
+        self.reach = float(FAR * input_px)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         neck = self.network.backbone(self.normalise(images))
         *_, deltas, objects, classes = self.network.head(neck)
-        return decode(self.points, deltas), objects.sigmoid() * classes.sigmoid()
+        boxes = decode(self.points, deltas).clamp(-self.reach, self.reach)
+        return boxes, objects.sigmoid() * classes.sigmoid()
 
 
 def write(module: Deployed, path: Path, input_px: int, opset: int) -> None:

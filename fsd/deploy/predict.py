@@ -41,7 +41,7 @@ def predict(
     """Run a detector over files, folders, patterns and videos; write what it sees below `out`.
 
     A file that cannot be read is named in the result, and the rest goes on. Raises ValueError or
-    OSError where the weights, the arguments or `out` are no good.
+    OSError where the weights, the arguments or `out` are no good, or no file can be read.
     """
     settings = settings or Settings()
     detector = load(weights)
@@ -61,6 +61,8 @@ def predict(
                 table += _rows(seen, detector.card)
             if progress:
                 progress(min(len(records), total), total, str(batch[-1].path))
+    if not records:
+        raise ValueError(f"no picture can be read: {failed[0]}")
     facts = {"weights": str(weights), **detector.card._asdict(), "settings": settings._asdict()}
     write_atomically(folder / "detections.json", to_json(facts | {"pictures": records}))
     write_atomically(folder / "detections.csv", _csv(table))

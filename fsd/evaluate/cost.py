@@ -1,5 +1,6 @@
 """What a detector costs: parameters, operations, time and memory for one image."""
 
+import math
 import time
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ class Cost(NamedTuple):
     latency_ms_p50: float
     latency_ms_p90: float
     peak_mib: float | None  # GPU memory with weights; None on a CPU
+    passes: int  # that were timed
+    ran: float | None  # share of their time in which the thread had a core; None on a GPU
 
 
 class Operations(NamedTuple):
@@ -65,10 +68,17 @@ def count_operations(model: nn.Module, input_px: int) -> Operations:
     return Operations(counter.conv_macs, 2 * total)
 
 
-def cost(model: nn.Module, input_px: int, device: torch.device, repeats: int) -> Cost:
+def cost(
+    model: nn.Module,
+    input_px: int,
+    device: torch.device,
+    repeats: int,
+    limit_s: float = math.inf,
+) -> Cost:
     """Measure a detector on `device` (it is moved there), image by image, in float32.
 
-    Raises ValueError where repeats < 1.
+    limit_s: so long after the first pass no other begins, as soon as one is timed. Raises ValueError
+    where repeats < 1.
     """
     if repeats < 1:
         raise ValueError(f"{repeats} repeats measure nothing; ask for at least 1")
@@ -80,14 +90,19 @@ def cost(model: nn.Module, input_px: int, device: torch.device, repeats: int) ->
     image = image.to(memory_format=torch.channels_last)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    times = []
+    times, at_work = [], []
     with evaluation_mode(model), torch.inference_mode():
-        for _ in range(WARM_UP + repeats):
+        begun = time.perf_counter()
+        for count in range(WARM_UP + repeats):
             start = time.perf_counter()
+            if count > WARM_UP and start - begun > limit_s:
+                break
+            before = time.thread_time()
             model(image)
             if on_gpu:
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - start)
+            at_work.append(time.thread_time() - before)
     p50, p90 = 1000 * np.percentile(times[WARM_UP:], (50, 90))
     return Cost(
         params=sum(p.numel() for p in model.parameters()),
@@ -96,4 +111,6 @@ def cost(model: nn.Module, input_px: int, device: torch.device, repeats: int) ->
         latency_ms_p50=float(p50),
         latency_ms_p90=float(p90),
         peak_mib=torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else None,
+        passes=len(times) - WARM_UP,
+        ran=None if on_gpu else sum(at_work[WARM_UP:]) / sum(times[WARM_UP:]),
     )

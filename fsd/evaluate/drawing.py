@@ -1,10 +1,13 @@
-"""Boxes on a picture."""
+"""Boxes on a picture, and which images pictures show."""
 
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
+from fsd.data.split import Split
+
+SHOWN = 8  # images of a picture
 COLOURS = ((60, 60, 230), (230, 140, 40), (60, 180, 60), (180, 60, 180), (40, 190, 220))  # BGR
 
 
@@ -35,3 +38,8 @@ def rectangle(image: np.ndarray, box: np.ndarray, colour: tuple, thick: int) -> 
     """The outline of one box [4] xyxy."""
     x1, y1, x2, y2 = (round(float(v)) for v in box)
     cv2.rectangle(image, (x1, y1), (x2, y2), colour, thick)
+
+
+def shown(split: Split) -> np.ndarray:
+    """Positions of the images that pictures show, evenly spread: the same for every run."""
+    return np.linspace(0, len(split) - 1, min(SHOWN, len(split))).astype(int)

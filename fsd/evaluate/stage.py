@@ -13,16 +13,17 @@ from fsd.data.split import Split
 from fsd.data.store import manifest, open_split
 from fsd.evaluate import attention
 from fsd.evaluate.cost import count_operations
-from fsd.evaluate.drawing import draw, rectangle
+from fsd.evaluate.drawing import draw, rectangle, shown
 from fsd.evaluate.metrics import Found, evaluate_detections, save_detections
 from fsd.evaluate.predict import predict
 from fsd.models.build import load_detector
 from fsd.params import Params
-from fsd.runs import Run, to_json, write_atomically
+from fsd.provenance import sha256
+from fsd.runs import Run, evaluate_settings, to_json, write_atomically
 
 DATA = Path("data")
 BATCH = 32  # changes nothing but speed
-SHOWN, SHOWN_SCORE = 8, 0.3  # images of the picture, and the score from which a box is drawn
+SHOWN_SCORE = 0.3  # from which a detection is drawn
 
 
 def evaluate(params: Params, run: Run) -> dict[str, Any]:
@@ -49,18 +50,19 @@ def evaluate(params: Params, run: Run) -> dict[str, Any]:
     metrics = evaluate_detections(
         split, found, plus_one=recipe.voc_plus_one, strict=recipe.voc_strict
     )
-    key = json.loads((run.folder / "provenance.json").read_text(encoding="utf-8"))["key"]
+    made = json.loads((run.folder / "provenance.json").read_text(encoding="utf-8"))
     metrics = {
         "run": run._asdict(),
-        "key": key,
+        "key": made["key"],
         "data": manifest(DATA, run.dataset)["key"],
-        "evaluate": dataset.evaluate.model_dump(),
+        "evaluate": evaluate_settings(params, run.dataset),
+        "detections_sha256": sha256(run.folder / "detections.json"),
         "cost": _cost(model, split.images.shape[1]),
     } | metrics
     write_atomically(run.folder / "metrics.json", to_json(metrics))
     pictures = {
         "preview.jpg": preview(split, found),
-        "attention.jpg": attention.picture(model, split, _chosen(split), on),
+        "attention.jpg": attention.picture(model, split, shown(split), on),
     }
     for name, pixels in pictures.items():
         cv2.imwrite(str(run.folder / name), pixels, [cv2.IMWRITE_JPEG_QUALITY, 88])
@@ -81,15 +83,10 @@ def _cost(model: torch.nn.Module, input_px: int) -> dict[str, float]:
     }
 
 
-def _chosen(split: Split) -> np.ndarray:
-    """The images that pictures show: evenly spread over the split."""
-    return np.linspace(0, len(split) - 1, min(SHOWN, len(split))).astype(int)
-
-
 def preview(split: Split, found: Found) -> np.ndarray:
     """Evenly chosen test images in a row of BGR pixels: ground truth thin white, detections thick."""
     tiles = []
-    for index in _chosen(split):
+    for index in shown(split):
         image = split.images[index].copy()
         for box in split.boxes[split.rows(index)]:
             rectangle(image, box, (255, 255, 255), 1)

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from fsd.params import TEACHER
 from fsd.report.collect import Finished
@@ -26,24 +27,45 @@ STYLE = {
     ),
 }
 SIZE = (5.2, 3.4)  # inches
-TEACHER_COLOUR = "#7f7f7f"
-# Told apart, and seen on white and on black: matplotlib's ten but its grey, and six more.
-COLOURS = (
-    *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22"),
-    *("#17becf", "#0b9e8e", "#b8860b", "#d4527a", "#6a8f2a", "#5b6ee1", "#a0522d"),
-)
 
 
-def colours(methods: Sequence[str]) -> dict[str, str]:
-    """One colour per method, the same in every plot; the teacher is grey."""
-    return {TEACHER: TEACHER_COLOUR} | {m: COLOURS[i % len(COLOURS)] for i, m in enumerate(methods)}
+class Stroke(NamedTuple):
+    """How a method is drawn: a colour, and solid, dashed or dotted (words that CSS knows too)."""
+
+    colour: str
+    line: str
+    width: float = 1.5
 
 
-def _plot(draw: Callable[[Any], None], name: str, size: tuple[float, float] = SIZE) -> str:
+# Okabe and Ito's colours that are seen on white and on black, told apart also by those who see fewer.
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7")
+LINES = ("solid", "dashed", "dotted")
+
+
+def strokes(methods: Sequence[str]) -> dict[str, Stroke]:
+    """One per method, the same in every plot: the teacher grey, the baseline in the page's own ink."""
+    out = {TEACHER: Stroke("#7f7f7f", "dashed", 2.2)}
+    others = 0
+    for method in methods:
+        if method == BASELINE:
+            out[method] = Stroke(INK, "solid", 2.2)
+            continue
+        line = LINES[others // len(COLOURS) % len(LINES)]
+        out[method] = Stroke(COLOURS[others % len(COLOURS)], line)
+        others += 1
+    return out
+
+
+def svg(
+    draw: Callable[[Any], None],
+    name: str,
+    size: tuple[float, float] = SIZE,
+    grid: tuple[int, int] = (1, 1),
+) -> str:
     """SVG text of what `draw` does to the axes; name: for screen readers, and salt of its ids."""
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
-        figure, axis = plt.subplots(figsize=size, layout="constrained")
-        draw(axis)
+        figure, axes = plt.subplots(*grid, figsize=size, layout="constrained")
+        draw(axes)
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
@@ -54,7 +76,7 @@ def _plot(draw: Callable[[Any], None], name: str, size: tuple[float, float] = SI
 
 
 def differences(
-    rows: pd.DataFrame, table: pd.DataFrame, dataset: str, palette: dict[str, str], margin: float
+    rows: pd.DataFrame, table: pd.DataFrame, dataset: str, palette: dict[str, Stroke], margin: float
 ) -> str | None:
     """AP minus the baseline's: every seed a dot, mean and interval, the paper's value a diamond.
 
@@ -72,7 +94,7 @@ def differences(
         axis.axvspan(-100 * margin, 100 * margin, color=INK, alpha=0.08, lw=0)
         axis.axvline(0, color=INK, lw=1)
         for y, (line, dots) in enumerate(zip(lines, seeds, strict=True)):
-            colour, mean = palette[line["method"]], 100 * line["delta_ap"]
+            colour, mean = palette[line["method"]].colour, 100 * line["delta_ap"]
             if not np.isnan(line["delta_ap_low"]):
                 ends = [100 * line["delta_ap_low"], 100 * line["delta_ap_high"]]
                 axis.plot(ends, [y, y], color=colour, lw=2.5, solid_capstyle="butt")
@@ -94,7 +116,7 @@ def differences(
         axis.set_xlabel("Δ AP to the baseline (× 100)")
         axis.grid(axis="x", alpha=0.25)
 
-    return _plot(draw, f"{dataset}: differences to the baseline", _rows_size(len(lines)))
+    return svg(draw, f"{dataset}: differences to the baseline", _rows_size(len(lines)))
 
 
 def _with_paper(lines: list[dict]) -> list[dict]:
@@ -106,7 +128,7 @@ def _rows_size(count: int) -> tuple[float, float]:
     return SIZE[0], max(2.0, 0.38 * count + 1.0)
 
 
-def ap_dots(rows: pd.DataFrame, dataset: str, palette: dict[str, str]) -> str | None:
+def ap_dots(rows: pd.DataFrame, dataset: str, palette: dict[str, Stroke]) -> str | None:
     """AP on test of every run as a dot, the mean as a line."""
     here = rows[rows.dataset == dataset]
     methods = [m for m in palette if (here.method == m).any()]
@@ -116,14 +138,14 @@ def ap_dots(rows: pd.DataFrame, dataset: str, palette: dict[str, str]) -> str | 
     def draw(axis) -> None:
         for y, method in enumerate(methods):
             ap = 100 * here[here.method == method].ap.to_numpy()
-            axis.plot(ap.mean(), y, "|", color=palette[method], ms=16, mew=2.5)
-            axis.plot(ap, np.full(len(ap), y), "o", color=palette[method], ms=4, alpha=0.8)
+            axis.plot(ap.mean(), y, "|", color=palette[method].colour, ms=16, mew=2.5)
+            axis.plot(ap, np.full(len(ap), y), "o", color=palette[method].colour, ms=4, alpha=0.8)
         axis.set_yticks(range(len(methods)), methods)
         axis.set_ylim(len(methods) - 0.4, -0.6)
         axis.set_xlabel("AP50:95 on test (× 100)")
         axis.grid(axis="x", alpha=0.25)
 
-    return _plot(draw, f"{dataset}: AP of every run", _rows_size(len(methods)))
+    return svg(draw, f"{dataset}: AP of every run", _rows_size(len(methods)))
 
 
 def task_loss(line: dict[str, Any]) -> float:
@@ -139,7 +161,7 @@ CURVES: dict[str, Callable[[dict[str, Any]], float | None]] = {
 
 
 def learning_curves(
-    finished: list[Finished], dataset: str, palette: dict[str, str]
+    finished: list[Finished], dataset: str, palette: dict[str, Stroke]
 ) -> dict[str, str]:
     """Title -> SVG of each of CURVES over epochs: the mean of the seeds, and their range as a band."""
     out = {}
@@ -165,34 +187,45 @@ def _points(log: list[dict], value: Callable[[dict], float | None]) -> dict[int,
 
 
 def _curves(
-    curves: dict[str, list[dict[int, float]]], name: str, title: str, palette: dict[str, str]
+    curves: dict[str, list[dict[int, float]]], name: str, title: str, palette: dict[str, Stroke]
 ) -> str:
     def draw(axis) -> None:
-        largest = []
+        logarithmic = "loss" in title
         for method, found in curves.items():
+            stroke = palette[method]
             epochs = sorted(set.intersection(*map(set, found)))
             table = np.array([[points[epoch] for epoch in epochs] for points in found])
-            if not table.any():  # no distillation
+            if logarithmic:  # a term of 0 is one that is off
+                table[table == 0] = np.nan
+            if np.isnan(table).all():
                 continue
-            dashed = {"ls": "--"} if method == TEACHER else {}
-            axis.plot(epochs, table.mean(0), color=palette[method], lw=1.6, **dashed)
+            mean = table.mean(0)
+            axis.plot(epochs, mean, color=stroke.colour, lw=stroke.width, ls=stroke.line)
             if len(found) > 1:
-                axis.fill_between(
-                    epochs, table.min(0), table.max(0), color=palette[method], alpha=0.2, lw=0
-                )
-            largest.append(table.mean(0).max())
-        if max(largest) > 30 * min(largest):
-            axis.set_yscale("log")
+                low, high = table.min(0), table.max(0)
+                axis.fill_between(epochs, low, high, color=stroke.colour, alpha=0.15, lw=0)
+        if logarithmic:
+            _log_scale(axis)
         else:
             axis.set_ylim(bottom=0)
         axis.set_xlabel("epoch")
         axis.set_ylabel(title)
         axis.grid(alpha=0.25)
 
-    return _plot(draw, name)
+    return svg(draw, name)
 
 
-def pr_curves(finished: list[Finished], dataset: str, palette: dict[str, str]) -> str | None:
+def _log_scale(axis) -> None:
+    """A logarithmic y axis with plain numbers, as many as fit."""
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    steps = (1, 2, 3, 4, 5, 6, 8) if high < 20 * low else (1, 2, 5) if high < 1000 * low else (1,)
+    axis.yaxis.set_major_locator(LogLocator(subs=steps))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_locator(NullLocator())
+
+
+def pr_curves(finished: list[Finished], dataset: str, palette: dict[str, Stroke]) -> str | None:
     """Precision over recall at IoU 0.5, mean over classes and seeds; None without stored curves."""
     found = {}
     for method in palette:
@@ -210,12 +243,12 @@ def pr_curves(finished: list[Finished], dataset: str, palette: dict[str, str]) -
     def draw(axis) -> None:
         for method, precision in found.items():
             recall = np.linspace(0, 1, len(precision))
-            dashed = {"ls": "--"} if method == TEACHER else {}
-            axis.plot(recall, precision, color=palette[method], lw=1.6, **dashed)
+            stroke = palette[method]
+            axis.plot(recall, precision, color=stroke.colour, lw=stroke.width, ls=stroke.line)
         axis.set_xlim(0, 1)
         axis.set_ylim(0, 1.02)
         axis.set_xlabel("recall")
         axis.set_ylabel("precision at IoU 0.5")
         axis.grid(alpha=0.25)
 
-    return _plot(draw, f"{dataset}: precision and recall")
+    return svg(draw, f"{dataset}: precision and recall")

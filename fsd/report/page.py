@@ -5,6 +5,9 @@ import html
 from collections.abc import Iterable
 from pathlib import Path
 
+import cv2
+import numpy as np
+
 # What the page may load: nothing but what is written in it.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -22,7 +25,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-spa
   font-size: .93rem; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
 th { vertical-align: bottom; } th.l, td.l { text-align: left; }
-.sortable td:first-child, .sortable th:first-child { position: sticky; left: 0; background: Canvas; }
+.wrap { white-space: normal; min-width: 11rem; }
 th button { all: unset; cursor: pointer; font-weight: 600; }
 th button:focus-visible { outline: 2px solid LinkText; outline-offset: 2px; }
 th button::after { content: " ↕"; opacity: .35; }
@@ -35,11 +38,14 @@ th[aria-sort=descending] button::after { content: " ↓"; opacity: 1; }
 .plots figure { margin: 0; }
 figure { margin: 1rem 0; } figcaption { font-size: .9rem; }
 svg { width: 100%; height: auto; } svg text { font-family: system-ui, sans-serif !important; }
-img { max-width: 100%; height: auto; } .strip img { display: block; max-width: none; height: 14rem; }
+img { max-width: 100%; height: auto; } 
+.grid td { padding: .15rem 0 .15rem .5rem; } .grid th { vertical-align: middle; padding-left: 0; }
+.grid th, .sortable td:first-child, .sortable th:first-child { position: sticky; left: 0;
+  background: Canvas; }
+.grid img { display: block; max-width: none; height: 9.5rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; padding: 0; margin: .5rem 0;
   list-style: none; font-size: .9rem; }
-.legend i { display: inline-block; width: .9em; height: .9em; margin-right: .4em; border-radius: 2px;
-  vertical-align: -.1em; }
+.legend i { display: inline-block; width: 1.9em; margin-right: .4em; vertical-align: .25em; }
 .confusion td { background: rgb(31 119 180 / calc(var(--share) * 80%)); min-width: 3.4rem; }
 .audit { display: flex; flex-wrap: wrap; gap: 1rem; } .audit .scroll { flex: 0 0 100%; }
 .audit figure { margin: 0; max-width: 22rem; } .audit td, .audit th { text-align: left; }
@@ -49,7 +55,8 @@ img { max-width: 100%; height: auto; } .strip img { display: block; max-width: n
 details { margin: .5rem 0; } summary { cursor: pointer; font-weight: 600; }
 dt { font-weight: 600; margin-top: .9rem; } dd { margin: .1rem 0 .1rem 1rem; }
 .small { font-size: .88rem; }
-@media (max-width: 480px) { body { padding: .7rem; } th, td { padding: .3rem .5rem; } }
+@media (max-width: 480px) { body { padding: .7rem; } th, td { padding: .3rem .5rem; }
+  .grid img { height: 7.5rem; } }
 """
 
 # A click on a header sorts the table by it: numbers by value, empty cells last.
@@ -75,9 +82,15 @@ def escape(value: object) -> str:
     return html.escape(str(value))
 
 
-def embedded(path: Path) -> str:
-    """A JPEG file as a data: address."""
-    return f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}"
+def embedded(path: Path, height: int = 200) -> str:
+    """A JPEG file as a data: address, made smaller where it is higher than so many pixels."""
+    data = path.read_bytes()
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if image.shape[0] > height:
+        size = (round(image.shape[1] * height / image.shape[0]), height)
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
 
 
 def table(head: Iterable[object], rows: Iterable[Iterable[object]], left: int = 1) -> str:

@@ -1,7 +1,7 @@
 """The parts of the page, each from the same records as the tables."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from fsd.params import TEACHER, Params
 from fsd.report import audit, figures
 from fsd.report.checklist import Check
 from fsd.report.collect import Finished, frame
-from fsd.report.page import embedded, escape, plots, table
+from fsd.report.page import escape, plots, table
 from fsd.report.render import NONE, Column, lines_of, main_columns, other_columns, used
 from fsd.report.verdict import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED
 from fsd.schema import Experiment
@@ -23,7 +23,7 @@ def results(numbers: pd.DataFrame, chosen: Experiment, params: Params) -> str:
     """The table of verdicts, one per data set, to be sorted by any column."""
     _, method, *others = main_columns(chosen, params)  # a data set has its own table
     # What the reader came for stands first: a phone shows three columns.
-    first = ("verdict_text", "delta_ap")
+    first = ("delta_ap", "verdict_text")
     others.sort(key=lambda column: (*first, column.name).index(column.name))
     columns = [method, *others]
     return "".join(
@@ -52,7 +52,8 @@ def _cell(column: Column, line: dict[str, Any]) -> str:
     key = "" if text == NONE or (isinstance(key, float) and math.isnan(key)) else key
     if column.name == "verdict_text" and line["verdict"]:
         text = f'<span class="{CLASS[line["verdict"]]}">{text}</span>'
-    return f'<td{" class=l" if column.left else ""} data-key="{escape(key)}">{text}</td>'
+    kind = "l wrap" if column.name == "verdict_text" else "l" if column.left else "r"
+    return f'<td class="{kind}" data-key="{escape(key)}">{text}</td>'
 
 
 def other_metrics(numbers: pd.DataFrame, chosen: Experiment) -> str:
@@ -63,50 +64,87 @@ def other_metrics(numbers: pd.DataFrame, chosen: Experiment) -> str:
 
 
 def notes(texts: list[str]) -> str:
-    items = "".join(
-        f"<li{' class=bad' if text.startswith('WARNING') else ''}>{escape(text)}</li>"
-        for text in texts
-    )
-    return f'<ul class="list small">{items}</ul>'
+    """A list; that of the runs still missing, which may be long, is folded."""
+
+    def items(found: list[str]) -> str:
+        lines = (
+            f"<li{' class=bad' if text.startswith('WARNING') else ''}>{escape(text)}</li>"
+            for text in found
+        )
+        return f'<ul class="list small">{"".join(lines)}</ul>'
+
+    missing = [text for text in texts if text.startswith("Missing: ")]
+    if len(missing) < 4:
+        return items(texts)
+    summary = f"Runs are missing or failed ({len(missing)} lines)"
+    shown = items([text for text in texts if text not in missing])
+    return f"{shown}<details><summary>{summary}</summary>{items(missing)}</details>"
 
 
-def legend(palette: dict[str, str], finished: list[Finished]) -> str:
-    """The methods that have a result, by colour."""
+def legend(palette: dict[str, figures.Stroke], finished: list[Finished]) -> str:
+    """The methods that have a result, by colour and line."""
     have = {one.run.method for one in finished}
     items = "".join(
-        f'<li><i style="background:{colour}"></i>{escape(method)}</li>'
-        for method, colour in palette.items()
+        f'<li><i style="border-top:{2 * stroke.width:g}px {stroke.line} '
+        f'{stroke.colour.replace(figures.INK, "currentColor")}"></i>{escape(method)}</li>'
+        for method, stroke in palette.items()
         if method in have
     )
     return f'<ul class="legend">{items}</ul>'
 
 
-def drawn(
+class Drawing(NamedTuple):
+    """A plot and what it shows."""
+
+    caption: str
+    svg: str
+
+
+def drawings(
     finished: list[Finished], numbers: pd.DataFrame, chosen: Experiment, params: Params
-) -> str:
-    """All plots of all data sets."""
-    palette = figures.colours(chosen.methods)
+) -> dict[str, dict[str, Drawing]]:
+    """Data set -> short name -> plot; those are left out for which there is nothing."""
+    palette = figures.strokes(chosen.methods)
     rows, margin = frame(finished), params.verdict.margin
     percent = f"{100 * params.verdict.confidence:g} %"
-    out = []
+    out = {}
     for name in chosen.datasets:
         pictures = {
-            f"Difference to the baseline: dots are seeds, bars {percent} intervals of the mean, the "
-            f"grey band ±{100 * margin:g}, a diamond the paper's.": figures.differences(
-                rows, numbers, name, palette, margin
+            "differences": (
+                f"Difference to the baseline: dots are seeds, bars {percent} intervals of the mean "
+                f"(cut where they leave the plot), the grey band ±{100 * margin:g}, a diamond the "
+                "paper's difference.",
+                figures.differences(rows, numbers, name, palette, margin),
             ),
-            "AP of every run.": figures.ap_dots(rows, name, palette),
-            "Precision and recall at IoU 0.5, mean over classes and seeds.": figures.pr_curves(
-                finished, name, palette
+            "ap": (
+                "AP of every run (dots), and the mean of the method (line).",
+                figures.ap_dots(rows, name, palette),
+            ),
+            "precision-recall": (
+                "Precision and recall at IoU 0.5, mean over classes and seeds.",
+                figures.pr_curves(finished, name, palette),
             ),
         }
-        curves = figures.learning_curves(finished, name, palette)
-        pictures |= {
-            f"{title[0].upper()}{title[1:]}: mean of the seeds, band from smallest to largest.": svg
-            for title, svg in curves.items()
-        }
-        out.append(f"<h3>{escape(name)}</h3>{legend(palette, finished)}{plots(pictures)}")
-    return "".join(out)
+        for title, svg in figures.learning_curves(finished, name, palette).items():
+            text = (
+                f"{title[0].upper()}{title[1:]}: mean of the seeds, band from smallest to largest."
+            )
+            if title.startswith("distillation"):
+                text += " A line ends where its method stops to teach."
+            pictures["-".join(filter(str.isalnum, title.lower().split()))] = text, svg
+        out[name] = {key: Drawing(text, svg) for key, (text, svg) in pictures.items() if svg}
+    return out
+
+
+def drawn(
+    found: dict[str, dict[str, Drawing]], finished: list[Finished], chosen: Experiment
+) -> str:
+    """All plots of all data sets."""
+    keys = legend(figures.strokes(chosen.methods), finished)
+    return "".join(
+        f"<h3>{escape(name)}</h3>{keys}{plots({one.caption: one.svg for one in own.values()})}"
+        for name, own in found.items()
+    )
 
 
 def confusions(finished: list[Finished], chosen: Experiment) -> str:
@@ -153,52 +191,6 @@ def _matrix(found: list[dict[str, Any]]) -> str:
     )
 
 
-def costs(finished: list[Finished], chosen: Experiment) -> str:
-    """What training took and what the detector needs, means over the runs of a method."""
-    rows = []
-    for name in chosen.datasets:
-        for method in (TEACHER, *chosen.methods):
-            own = [one for one in finished if (one.run.dataset, one.run.method) == (name, method)]
-            if own:
-                rows.append([name, method, len(own), *_cost(own)])
-    head = [
-        "data set",
-        "method",
-        "n",
-        "hours per run",
-        "images/s in training",
-        "waiting for data (%)",
-    ]
-    head += ["parameters (M)", "GFLOPs", "latency ms (median)"]
-    kept = [i for i in range(len(head)) if any(row[i] != NONE for row in rows)]
-    head, rows = [head[i] for i in kept], [[row[i] for i in kept] for row in rows]
-    total = sum(one.made["seconds"] for one in finished) / 3600
-    devices = sorted({part["device"] for one in finished for part in one.made["segments"]})
-    text = (
-        f"<p>{total:.2g} hours of training in all, on {escape(', '.join(devices))}. GFLOPs as the "
-        "official YOLOX counts them, of one image at the input size. Speeds are those of the runs as they "
-        "happened, other work on the machine included.</p>"
-    )
-    return text + table(head, rows, left=2)
-
-
-def _cost(own: list[Finished]) -> list[str]:
-    logs = [line for one in own for line in one.log]
-    needs = [one.metrics["cost"] for one in own if "cost" in one.metrics]
-
-    def mean(values: list[float], write: str, scale: float = 1.0) -> str:
-        return format(scale * float(np.mean(values)), write) if values else NONE
-
-    return [
-        mean([one.made["seconds"] for one in own], ".2g", 1 / 3600),
-        mean([line["images_per_s"] for line in logs if "images_per_s" in line], ".0f"),
-        mean([line["wait_share"] for line in logs if "wait_share" in line], ".1f", 100),
-        mean([need["params"] for need in needs], ".2f", 1e-6),
-        mean([need["gflops_reported"] for need in needs], ".2f"),
-        mean([need["latency_ms_p50"] for need in needs if "latency_ms_p50" in need], ".1f"),
-    ]
-
-
 def audits(manifests: dict[str, dict[str, Any] | None], photos: bool) -> str:
     return "".join(
         f'<h3>{escape(name)}</h3><div class="audit">'
@@ -206,33 +198,6 @@ def audits(manifests: dict[str, dict[str, Any] | None], photos: bool) -> str:
         + "</div>"
         for name, manifest in manifests.items()
         if manifest
-    )
-
-
-def previews(chosen: Experiment, photos: bool) -> str:
-    """Detections and attention on test images, of the first seed; without photos attention alone."""
-    parts = []
-    for name in chosen.datasets:
-        for method in (TEACHER, *chosen.methods):
-            seed = runs.TEACHER_SEED if method == TEACHER else chosen.seeds[0]
-            folder = runs.Run(name, method, seed).folder
-            files = [folder / "attention.jpg"]
-            if photos:
-                files.insert(0, folder / "preview.jpg")
-            text = escape(f"{name}: {method}")
-            shown = "".join(
-                f'<img alt="{text}, {path.stem}" src="{embedded(path)}">'
-                for path in files
-                if path.exists()
-            )
-            if shown:
-                parts.append(f'<h3>{text}</h3><div class="scroll strip">{shown}</div>')
-    if not parts:
-        return ""
-    detections = "Thick: detections with score 0.3 or more. " if photos else ""
-    return (
-        f"<p>First seed. Thin white: ground truth. {detections}Heat: mean absolute value of the "
-        "stems' maps over channels and levels, from least to most.</p>" + "".join(parts)
     )
 
 

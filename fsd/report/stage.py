@@ -8,7 +8,7 @@ import pandas as pd
 from fsd import provenance, runs, tracking
 from fsd.console import console
 from fsd.params import Params
-from fsd.report import sections, tables
+from fsd.report import cost, pictures, sections, tables
 from fsd.report.checklist import checklist
 from fsd.report.collect import Finished, ambiguities, collect, read_json, reference
 from fsd.report.mirror import mirror
@@ -26,10 +26,17 @@ from fsd.schema import Experiment
 Manifests = dict[str, dict[str, Any] | None]
 
 
-def report(params: Params, chosen: Experiment, command: str, photos: bool = True) -> None:
+def report(
+    params: Params,
+    chosen: Experiment,
+    command: str,
+    photos: bool = True,
+    measure: cost.Measure | None = None,
+) -> None:
     """Write results/tables/<experiment>.md, .csv, .tex, .provenance.json, results/report/<...>.html.
 
-    photos: whether the page shows test images; without them it can be published. Raises ValueError
+    photos: whether the page shows test images; without them it can be published. measure: tells
+    what detectors need in use; without it the page shows what was measured before. Raises ValueError
     where no run is finished.
     """
     finished, unfinished = collect(params, runs.runs(chosen))
@@ -41,27 +48,37 @@ def report(params: Params, chosen: Experiment, command: str, photos: bool = True
     notes = footnotes(finished, unfinished, chosen, params, manifests)
     title = f"Distillation of object detectors: {chosen.name}"
     write_tables(numbers, notes, title, chosen, params)
-    made = _provenance(finished, chosen, command)
+    made = _provenance(finished, chosen, params, command)
     path = runs.table_path(chosen.name, "provenance.json")
     runs.write_atomically(path, runs.to_json(made))
     checks = checklist(finished, unfinished, chosen, manifests, made["report"])
+    speeds = cost.measured(finished, chosen, measure)
+    plots = sections.drawings(finished, numbers, chosen, params)
+    masks = _masks(params, chosen, photos)
     body = {
         "Results": sections.results(numbers, chosen, params) + sections.notes(notes),
-        "Plots": sections.drawn(finished, numbers, chosen, params),
+        "Plots": sections.drawn(plots, finished, chosen),
         "Other metrics": sections.other_metrics(numbers, chosen),
         "Confusion of classes": sections.confusions(finished, chosen),
-        "Cost": sections.costs(finished, chosen),
+        "Cost": cost.section(finished, chosen, speeds),
         "Reproducibility checklist": sections.checks(checks),
         "What paper and release leave open": sections.open_questions(ambiguities()),
         "Audit of the data": sections.audits(manifests, photos),
-        "Detections and attention on test images": sections.previews(chosen, photos),
+        "Detections and attention on test images": pictures.previews(chosen, photos),
+        "Foreground masks of FSD": pictures.masks(masks),
         "Provenance": sections.provenance(finished, made["report"]),
     }
     runs.write_atomically(runs.page_path(chosen.name), page(title, body))
-    files = [runs.table_path(chosen.name, end) for end in ("md", "csv", "tex", "provenance.json")]
-    files.append(runs.page_path(chosen.name))
-    mirror(finished, numbers, chosen, params, paper, files)
+    drawn = pictures.write(chosen, plots, masks)
+    mirror(finished, numbers, chosen, params, paper, runs.reported(chosen.name), drawn)
     show(chosen)
+
+
+def _masks(params: Params, chosen: Experiment, photos: bool) -> pictures.Svgs:
+    """FSD's masks on images of every data set, none where it is not prepared here."""
+    from fsd.report import masks  # loads torch
+
+    return {name: masks.drawings(params, name, photos) for name in chosen.datasets}
 
 
 def write_tables(
@@ -86,11 +103,14 @@ def write_tables(
     runs.write_atomically(runs.table_path(chosen.name, "tex"), "\n\n".join(parts) + "\n")
 
 
-def _provenance(finished: list[Finished], chosen: Experiment, command: str) -> dict[str, Any]:
+def _provenance(
+    finished: list[Finished], chosen: Experiment, params: Params, command: str
+) -> dict[str, Any]:
     """What made the table: the experiment, every run's key, the code of the report."""
     return {
         "experiment": chosen.model_dump(),
         "runs": {one.run.name: _record(one) for one in finished},
+        "made_from": runs.report_sources(params, chosen),
         "report": provenance.segment(command),
     }
 
