@@ -5,7 +5,6 @@ snakemake --cores all --config experiment=NAME     another one
 snakemake --cores all --profile slurm              on a Slurm cluster
 """
 
-import os
 import sys
 
 from snakemake.exceptions import WorkflowError
@@ -13,14 +12,12 @@ from snakemake.utils import min_version
 
 min_version("9.18")
 
-# Jobs call `fsd`: the one that belongs to this Snakemake, and this checkout's code.
-os.environ["PATH"] = os.pathsep.join(
-    [os.path.dirname(sys.executable), os.environ["PATH"]]
-)
-sys.path.insert(0, workflow.basedir)
+sys.path.insert(0, workflow.basedir)  # this checkout's code
 
+from fsd import flow, runs, settle
 from fsd import params as fsd_params
-from fsd import runs
+
+flow.use_own_tools()  # jobs call `fsd`: the one that belongs to this Snakemake
 
 # Not Snakemake's `configfile`: `fsd` reads params.yaml itself, so a number overridden here alone
 # would be planned but not trained.
@@ -29,10 +26,15 @@ try:
     EXPERIMENT = runs.experiment(PARAMS, config.get("experiment"))
 except ValueError as error:
     raise WorkflowError(str(error))
-runs.write_plans(PARAMS, EXPERIMENT)
 
 
 include: "workflow/rules/common.smk"
+
+
+if workflow.is_main_process:  # its jobs find plans and times as they were when it began
+    flow.free_stale_lock()
+    runs.write_plans(PARAMS, EXPERIMENT)
+    settle.settle(PARAMS, EXPERIMENT)
 
 
 rule all:

@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fsd.params import TEACHER, Params, ParamsError
+from fsd.provenance import sha256
 from fsd.schema import Experiment, Method, Network, nearest
 
 SCHEMA_VERSION = 1  # raised when code changes what a run means: every run is then trained anew
 TEACHER_SEED = 0
+TRAINED = ("weights.pt", "provenance.json", "log.jsonl")  # what the stages leave in a run's folder
+PAPER = (Path("paper/reference.yaml"), Path("paper/ambiguities.yaml"))
+EVALUATED = ("metrics.json", "detections.json", "preview.jpg", "attention.jpg")
 
 
 class Run(NamedTuple):
@@ -36,7 +40,7 @@ class Run(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        """Declared outputs: weights.pt, provenance.json, log.jsonl, detections.json, metrics.json."""
+        """Declared outputs: TRAINED and EVALUATED."""
         return Path("results/runs") / self.dataset / self.method / str(self.seed)
 
     @property
@@ -75,6 +79,17 @@ def table_path(experiment: str, ending: str) -> Path:
 
 def page_path(experiment: str) -> Path:
     return Path("results/report") / f"{experiment}.html"
+
+
+def reported(experiment: str) -> list[Path]:
+    """What the report stage leaves."""
+    tables = [table_path(experiment, end) for end in ("md", "csv", "tex", "provenance.json")]
+    return [*tables, page_path(experiment)]
+
+
+def report_inputs(chosen: Experiment) -> list[Path]:
+    """The files that a complete report of the experiment is made from, besides its settings."""
+    return [*PAPER, *(run.folder / "metrics.json" for run in runs(chosen))]
 
 
 def experiment(params: Params, name: str | None = None) -> Experiment:
@@ -145,23 +160,66 @@ def _architecture(network: Network) -> dict[str, Any]:
     return network.model_dump(include={"size", "depth", "width", "depthwise"})
 
 
+def is_taught(params: Params, run: Run) -> bool:
+    """Whether the run waits for its data set's trained teacher."""
+    if run.is_teacher:
+        return False
+    method = params.methods[run.method]
+    return method.distill != "baseline" and method.teacher != "random"
+
+
+def key(plan: dict[str, Any], data: str, teacher: str | None) -> str:
+    """What names the store of a plan over data with that key, taught by the teacher with that key.
+
+    ValueError where the weights that the run starts from are missing.
+    """
+    parts: dict[str, Any] = {"plan": plan, "data": data, "teacher": teacher}
+    init = plan["network"].get("init")
+    if init:
+        try:
+            parts["init"] = sha256(init["weights"])
+        except FileNotFoundError:
+            raise ValueError(
+                f"{init['weights']} is not there: put the weights to start from at that path, "
+                "or remove init in params.yaml"
+            ) from None
+    return digest(parts)
+
+
+def evaluate_settings(params: Params, dataset: str) -> dict[str, Any]:
+    """Everything but weights and images that shapes a run's metrics."""
+    entry = params.datasets[dataset]
+    recipe = params.recipes[entry.recipe]
+    return entry.evaluate.model_dump() | {
+        "voc_plus_one": recipe.voc_plus_one,
+        "voc_strict": recipe.voc_strict,
+    }
+
+
+def report_settings(params: Params, chosen: Experiment) -> dict[str, Any]:
+    """The parameters that shape tables and page."""
+    return chosen.model_dump() | {
+        "paper": {name: params.datasets[name].paper for name in chosen.datasets},
+        "verdict": params.verdict.model_dump(),
+    }
+
+
+def report_sources(params: Params, chosen: Experiment) -> dict[str, str]:
+    """Hashes of all that a report is made from: its settings, and the files that are there."""
+    files = {str(path): sha256(path) for path in report_inputs(chosen) if path.exists()}
+    return {"settings": digest(report_settings(params, chosen))} | files
+
+
 def plans(params: Params, chosen: Experiment) -> dict[Path, dict[str, Any]]:
     """Path and content of every plan file of the experiment."""
     out: dict[Path, dict[str, Any]] = {}
     for name in chosen.datasets:
         dataset = params.datasets[name]
-        recipe = params.recipes[dataset.recipe]
         out[data_plan(name)] = dataset.data.model_dump() | {"leaks": dataset.leaks}
-        out[evaluate_plan(name)] = dataset.evaluate.model_dump() | {
-            "voc_plus_one": recipe.voc_plus_one,
-            "voc_strict": recipe.voc_strict,
-        }
+        out[evaluate_plan(name)] = evaluate_settings(params, name)
     for run in runs(chosen):
         out[run.plan] = resolve(params, run)
-    out[report_plan(chosen.name)] = chosen.model_dump() | {
-        "paper": {name: params.datasets[name].paper for name in chosen.datasets},
-        "verdict": params.verdict.model_dump(),
-    }
+    out[report_plan(chosen.name)] = report_settings(params, chosen)
     return out
 
 

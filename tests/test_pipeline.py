@@ -1,53 +1,23 @@
 """Snakemake, DVC and the command line agree on the runs; the whole thread runs (slow)."""
 
 import json
-import os
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tree
+from tree import commands, tool
 
 from fsd import params, runs
 
 ROOT = Path(__file__).parent.parent
-BIN = Path(sys.executable).parent
-SHARED = ("Snakefile", "params.yaml", "dvc.yaml", ".dvcignore", ".dvc", "workflow", "profiles")
 
 
 @pytest.fixture
 def copy(tmp_path):
-    """A working copy of what both tools read, without any result."""
-    for name in (*SHARED, "paper", "fsd"):
-        source = ROOT / name
-        if source.is_dir():
-            ignore = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local")
-            shutil.copytree(source, tmp_path / name, ignore=ignore)
-        else:
-            shutil.copy(source, tmp_path / name)
-    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
-    return tmp_path
-
-
-def tool(copy: Path, *command: str, ok: bool = True) -> str:
-    """Run a tool of this environment in the copy; its whole output."""
-    environment = dict(os.environ, PATH=f"{BIN}:{os.environ['PATH']}", PYTHONPATH=str(copy))
-    done = subprocess.run(
-        command, cwd=copy, env=environment, capture_output=True, text=True, check=False
-    )
-    output = done.stdout + done.stderr
-    assert (done.returncode == 0) == ok, output
-    return output
-
-
-def commands(text: str) -> set[str]:
-    return {
-        " ".join(found.split())
-        for found in re.findall(r"fsd (?:prepare|teacher|train|evaluate|report) [^\n|]*", text)
-        for found in [found.removesuffix(" 2>&1 ")]
-    }
+    """A working tree of its own."""
+    return tree.plant(tmp_path / "tree")
 
 
 def expected(chosen: params.Experiment) -> set[str]:
@@ -88,6 +58,28 @@ def test_snakemake_says_one_sentence_for_a_mistake(copy):
     assert "Traceback" not in output
     output = tool(copy, "fsd", "check", ok=False)
     assert "did you mean 'baseline'?" in output
+
+
+def test_the_pages_draw_the_graph_that_snakemake_draws(copy):
+    drawn = tool(copy, "snakemake", "--rulegraph", "mermaid-js", "--cores", "1")
+    page = (ROOT / "docs/concepts.md").read_text(encoding="utf-8")
+    assert _graph(page) == _graph(drawn) != set()
+
+
+def _graph(text: str) -> set[tuple[str, str]]:
+    """Pairs of rule names, one edge each."""
+    names = dict(re.findall(r"^\s*(\w+)\[(\w+)\]", text, flags=re.MULTILINE))
+    edges = re.findall(r"^\s*(id\d+) --> (id\d+)", text, flags=re.MULTILINE)
+    return {(names[a], names[b]) for a, b in edges}
+
+
+def test_lint_asks_for_nothing_but_containers(copy):
+    """The environment is the locked .venv, for all rules: no rule names a container of its own."""
+    said = tool(copy, "snakemake", "--lint", ok=False)
+    assert set(re.findall(r"^Lints for (\w+)", said, flags=re.MULTILINE)) == {"rule"}
+    assert set(re.findall(r"^    \* (.*)", said, flags=re.MULTILINE)) == {
+        "Specify a conda environment or container for each rule.:"
+    }
 
 
 def test_slurm_profile_is_found_by_its_name(copy):

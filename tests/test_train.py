@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -77,7 +79,7 @@ def test_a_finished_run_does_nothing_and_an_export_comes_back(capsys):
     prepare(loaded)
     fit.fit(loaded, run(TEACHER), "test")
     before = (run(TEACHER).folder / "weights.pt").read_bytes()
-    for name in store.EXPORTED:
+    for name in runs.TRAINED:
         (run(TEACHER).folder / name).unlink()  # as an orchestrator does before a job
     capsys.readouterr()
     fit.fit(loaded, run(TEACHER), "test")
@@ -109,12 +111,31 @@ def test_two_processes_never_train_one_run():
     place = store.open_store(runs.resolve(loaded, run(TEACHER)), {"key": "data"}, None)
     with (
         store.locked(place, run(TEACHER)),
-        pytest.raises(store.BusyError, match="another process"),
-        store.locked(place, run(TEACHER)),
+        pytest.raises(store.BusyError, match=f"being trained by process {os.getpid()} on"),
+        store.locked(place, run(TEACHER), wait=False),
     ):
         raise AssertionError("held twice")
-    with store.locked(place, run(TEACHER)):
+    with store.locked(place, run(TEACHER), wait=False):
         pass
+
+
+def test_a_process_waits_for_the_one_that_trains_the_run(capsys):
+    place = store.open_store(runs.resolve(micro(), run(TEACHER)), {"key": "data"}, None)
+    order = []
+
+    def second():
+        with store.locked(place, run(TEACHER)):
+            order.append("second")
+
+    with store.locked(place, run(TEACHER)):
+        thread = threading.Thread(target=second)
+        thread.start()
+        while "waiting for it" not in (said := capsys.readouterr().out):
+            assert thread.is_alive()
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert f"process {os.getpid()} on" in said
 
 
 def test_zero_weight_equals_baseline_bit_for_bit():

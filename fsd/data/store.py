@@ -87,10 +87,7 @@ def prepare(
     if not name or name == "store" or name.startswith(".") or Path(name).name != name:
         raise ValueError(f"a data set cannot be called {name!r}: it names a folder in {root}")
     plan = _read(spec, progress)
-    # Not the path of the source: its content, in `origin`, counts.
-    asked = {key: value for key, value in spec.model_dump().items() if key != "source"}
-    content = json.dumps([STORE_VERSION, asked, plan.origin], sort_keys=True)
-    place = root / "store" / hashlib.sha256(content.encode()).hexdigest()[:16]
+    place = root / "store" / key(spec, plan.origin)
     with _plain_errors(root):
         if not _whole(place, audited=True):
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +108,14 @@ def prepare(
             finally:
                 beside.unlink(missing_ok=True)
     return path
+
+
+def key(spec: Spec, origin: Mapping[str, Any]) -> str:
+    """What names the store of these parameters over a source of that content."""
+    # Not the path of the source: its content, in `origin`, counts.
+    asked = {name: value for name, value in spec.model_dump().items() if name != "source"}
+    content = json.dumps([STORE_VERSION, asked, origin], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def manifest(root: Path, name: str) -> dict[str, Any]:

@@ -8,14 +8,13 @@ import pandas as pd
 import yaml
 
 from fsd.params import Params
-from fsd.runs import Run, digest, resolve
+from fsd.runs import PAPER, Run, digest, resolve
 
 METRICS = (
     *("ap", "ap50", "ap75", "voc07_ap50", "voc_ap50"),
     *("ap_small", "ap_medium", "ap_large"),
 )
-REFERENCE = Path("paper/reference.yaml")
-AMBIGUITIES = Path("paper/ambiguities.yaml")
+REFERENCE, AMBIGUITIES = PAPER
 
 
 class Finished(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fsd.data.store import manifest
 from fsd.params import Params
-from fsd.runs import Run, digest, resolve
+from fsd.runs import Run, digest, key, resolve
 from fsd.train import store
 from fsd.train.parts import needs_teacher
 from fsd.train.validate import DATA
@@ -35,7 +35,7 @@ def standing(params: Params, run: Run) -> Standing:
         teacher = store.teacher_key(run.dataset) if needs_teacher(plan) else None
         if teacher:
             parts["teacher"] = teacher
-        place = store.Store(key := store.key(plan, facts, teacher), store.STORES / key)
+        place = store.Store(named := key(plan, facts["key"], teacher), store.STORES / named)
     except ValueError as error:
         return Standing("waiting", str(error), parts, list(_differences(run, plan)))
     parts["key"] = place.key

@@ -17,7 +17,7 @@ from fsd.data.store import manifest, open_split
 from fsd.models.yolox import for_inference
 from fsd.params import Params
 from fsd.runs import Run, resolve, to_json, write_atomically
-from fsd.train import checkpoint, controls, devices, gate, guards, parallel, store
+from fsd.train import checkpoint, compiled, controls, devices, gate, guards, parallel, store
 from fsd.train.loop import TrainModule, pick, train_epoch
 from fsd.train.optim import Ema, build_optimizer
 from fsd.train.parallel import World
@@ -49,7 +49,9 @@ def fit(params: Params, run: Run, command: str) -> None:
         teacher = store.teacher_key(run.dataset) if needs_teacher(plan) else None
         place = store.open_store(plan, facts, teacher)
         job = Job(params, run, plan, facts, teacher, place, command)
-        with store.locked(place, run) if here.first else nullcontext():
+        # Several processes cannot wait: those that are not first would time out.
+        held = store.locked(place, run, wait=here.size == 1) if here.first else nullcontext()
+        with held:
             if parallel.agree(here.first and store.adopt(place, run), here):
                 console.print(f"{run.name}: already trained ({place.key}), nothing to do")
                 place.state.unlink(missing_ok=True)  # left where a process died after `done`
@@ -64,7 +66,8 @@ def fit(params: Params, run: Run, command: str) -> None:
 
 def _train(job: Job, here: World) -> None:
     params, run, plan, place = job.params, job.run, job.plan, job.place
-    on = devices.pick(console.print)
+    compute = params.compute
+    on = devices.pick(console.print, per_device=compute.trainings_per_gpu)
     train = plan["network"]["train"]
     dtype = devices.autocast_dtype(train["precision"], on)
     parts = build(plan)
@@ -84,15 +87,19 @@ def _train(job: Job, here: World) -> None:
         ema.load_state_dict(state["ema"])
         console.print(f"{run.name}: continues after epoch {state['epoch']} of {train['epochs']}")
     log, best = state["log"], state["best"]
-    segments = [*state["segments"], provenance.segment(job.command) | {"processes": here.size}]
-    loader = _loader(plan, run, on, here)
+    segment = provenance.segment(job.command) | {"processes": here.size}
+    segment["compute"] = compute.model_dump() | {"compile_teacher": compiled.used(None)}
+    segments = [*state["segments"], segment]
+    loader = _loader(plan, run, on, here, compute.trainings_per_gpu)
     # What comes before the first step is done by every process on all images, so that all agree.
-    whole = loader if here.size == 1 else _loader(plan, run, on, World())
+    whole = loader if here.size == 1 else _loader(plan, run, on, World(), compute.trainings_per_gpu)
     tracker = tracking.Tracker(params, run, plan, place.key) if here.first else None
     try:
         teacher = _teacher(parts, plan, whole, on, dtype)
         if state["epoch"] == 0 and teacher is not None:
             _prepare_distiller(module, teacher, normalise, whole)
+        # Compiled last: what comes before meets the teacher once, and other modes would make more graphs.
+        teacher = compiled.compiled(teacher, compute.compile_teacher, console.print)
         if whole is not loader:
             whole.close()
         if tracker:
@@ -116,6 +123,7 @@ def _train(job: Job, here: World) -> None:
                     step_of=step,
                     here=here,
                 )
+            segment["compute"]["compile_teacher"] = compiled.used(teacher)
             guards.weights(module, run, epoch)
             guards.explosion(log, line, run)
             if here.first and _due(train, epoch):
@@ -147,7 +155,9 @@ def _train(job: Job, here: World) -> None:
         tracker.finish()
 
 
-def _loader(plan: dict[str, Any], run: Run, on: torch.device, here: World) -> loaders.Loader:
+def _loader(
+    plan: dict[str, Any], run: Run, on: torch.device, here: World, sharing: int
+) -> loaders.Loader:
     return loaders.make_loader(
         _training_split(plan, run),
         Recipe(**plan["recipe"]["augment"]),
@@ -156,6 +166,7 @@ def _loader(plan: dict[str, Any], run: Run, on: torch.device, here: World) -> lo
         device=on,
         rank=here.rank,
         world_size=here.size,
+        sharing=sharing,
     )
 
 

@@ -7,18 +7,20 @@ so a state never meets them; a lock keeps two processes from training one run.
 
 import fcntl
 import json
+import os
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fsd.console import console
 from fsd.provenance import sha256
-from fsd.runs import Run, digest, teacher_run, to_json, write_atomically
+from fsd.runs import TRAINED, Run, key, teacher_run, to_json, write_atomically
 from fsd.train import checkpoint
 
 STORES = Path("results/store")
-EXPORTED = ("weights.pt", "log.jsonl", "provenance.json")
 
 
 class Store(NamedTuple):
@@ -63,24 +65,9 @@ def teacher_key(dataset: str) -> str:
         ) from None
 
 
-def key(plan: dict[str, Any], manifest: dict[str, Any], teacher: str | None) -> str:
-    """What names the store of a plan over a prepared data set, taught by that teacher."""
-    parts: dict[str, Any] = {"plan": plan, "data": manifest["key"], "teacher": teacher}
-    init = plan["network"].get("init")
-    if init:
-        try:
-            parts["init"] = sha256(init["weights"])
-        except FileNotFoundError:
-            raise ValueError(
-                f"{init['weights']} is not there: put the weights to start from at that path, "
-                "or remove init in params.yaml"
-            ) from None
-    return digest(parts)
-
-
 def open_store(plan: dict[str, Any], manifest: dict[str, Any], teacher: str | None) -> Store:
-    """The store of that key, made where it is not there."""
-    name = key(plan, manifest, teacher)
+    """The store of that plan over a prepared data set, made where it is not there."""
+    name = key(plan, manifest["key"], teacher)
     folder = STORES / name
     folder.mkdir(parents=True, exist_ok=True)
     return Store(name, folder)
@@ -99,7 +86,7 @@ def adopt(store: Store, run: Run) -> bool:
         return False
     if not brought or not (run.folder / "log.jsonl").exists():
         return False
-    for name in EXPORTED:
+    for name in TRAINED:
         checkpoint.export(run.folder / name, store.folder / name)
     store.done.touch()
     return True
@@ -120,20 +107,31 @@ def failure_noted(store: Store, run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def locked(store: Store, run: Run) -> Iterator[None]:
-    """Hold the run; BusyError where another living process does."""
-    with open(store.folder / "lock", "w", encoding="utf-8") as file:
+def locked(store: Store, run: Run, *, wait: bool = True) -> Iterator[None]:
+    """Hold the run. Where another living process does: wait for it, or raise BusyError.
+
+    Who waits finds the run done afterwards, or continues it where the other one was stopped.
+    """
+    with open(store.folder / "lock", "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BusyError(
-                f"{run.name} is being trained by another process: wait for it, or stop it and "
-                "run this again to continue from its last epoch"
-            ) from None
+            file.seek(0)
+            holder = file.read() or "another process"
+            if not wait:
+                raise BusyError(
+                    f"{run.name} is being trained by {holder}: wait for it, or stop it and "
+                    "run this again to continue from its last epoch"
+                ) from None
+            console.print(f"{run.name} is being trained by {holder}: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
         yield
 
 
 def export(store: Store, run: Run) -> None:
     """Give the finished run its declared outputs."""
-    for name in EXPORTED:
+    for name in TRAINED:
         checkpoint.export(store.folder / name, run.folder / name)

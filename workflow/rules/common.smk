@@ -1,6 +1,6 @@
 """Wildcards, and what rules ask about a run."""
 
-from pathlib import Path
+import os
 
 
 wildcard_constraints:
@@ -27,13 +27,10 @@ def initial_weights(role):
 
 
 def teaching(wildcards):
-    """What a student waits for: its teacher and the teacher's AP (the gate), where one teaches it."""
-    method = PARAMS.methods[wildcards.method]
-    if method.distill == "baseline" or method.teacher == "random":
-        return []
-    folder = runs.teacher_run(wildcards.dataset).folder
-    # ancient: the AP is looked at, but no weight depends on it.
-    return [folder / "weights.pt", ancient(str(folder / "metrics.json"))]
+    """The teacher's weights, where the trained teacher teaches the student."""
+    run = runs.Run(wildcards.dataset, wildcards.method, int(wildcards.seed))
+    taught = runs.is_taught(PARAMS, run)
+    return [runs.teacher_run(run.dataset).folder / "weights.pt"] if taught else []
 
 
 def training_priority(wildcards):
@@ -42,9 +39,9 @@ def training_priority(wildcards):
 
 
 def training_threads():
-    """So many that as many trainings run at once as there are GPUs; one at a time without."""
-    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    return max(1, (workflow.cores or 1) // max(1, gpus))
+    """So many that as many trainings run at once as the GPUs take; one at a time without."""
+    places = flow.trainings_at_once(PARAMS.compute.trainings_per_gpu)
+    return max(1, (workflow.cores or 1) // places)
 
 
 def metrics_of_experiment(wildcards):
