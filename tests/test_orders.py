@@ -212,6 +212,13 @@ def test_a_colleague_pulls_the_finished_experiment(folder, tmp_path):
     assert trained(tool(other, *SNAKEMAKE)) == {"micro/mimic/0"}
 
 
+def test_snakemake_s_own_report_holds_table_and_page(made):
+    tool(made, "snakemake", "--report", "whole.html")
+    text = (made / "whole.html").read_text(encoding="utf-8")
+    for name in ("results/tables/micro.md", "results/report/micro.html", "train", "evaluate"):
+        assert name in text
+
+
 def _start(folder: Path, *command: str) -> subprocess.Popen:
     return subprocess.Popen(
         command,

@@ -61,7 +61,7 @@ def test_snakemake_says_one_sentence_for_a_mistake(copy):
 
 
 def test_the_pages_draw_the_graph_that_snakemake_draws(copy):
-    drawn = tool(copy, "snakemake", "--rulegraph", "mermaid-js", "--cores", "1")
+    drawn = tool(copy, "snakemake", "--rulegraph", "mermaid-js")
     page = (ROOT / "docs/concepts.md").read_text(encoding="utf-8")
     assert _graph(page) == _graph(drawn) != set()
 

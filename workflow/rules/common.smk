@@ -38,10 +38,18 @@ def training_priority(wildcards):
     return int(PARAMS.methods[wildcards.method].distill == "baseline")
 
 
+def cores():
+    """Those of --cores; what runs nothing (--report, --dag, --rulegraph) does without."""
+    try:
+        return workflow.cores
+    except WorkflowError:
+        return 1
+
+
 def training_threads():
     """So many that as many trainings run at once as the GPUs take; one at a time without."""
     places = flow.trainings_at_once(PARAMS.compute.trainings_per_gpu)
-    return max(1, (workflow.cores or 1) // places)
+    return max(1, cores() // places)
 
 
 def metrics_of_experiment(wildcards):

@@ -16,7 +16,7 @@ rule prepare:
         "logs/prepare/{dataset}.log",
     benchmark:
         "logs/prepare/{dataset}.tsv"
-    threads: workflow.cores or 1
+    threads: cores()
     shell:
         "fsd prepare --dataset {wildcards.dataset} 2>&1 | tee {log}"
 
@@ -89,11 +89,11 @@ rule report:
         ambiguities="paper/ambiguities.yaml",
         metrics=metrics_of_experiment,
     output:
-        markdown="results/tables/{experiment}.md",
+        markdown=report("results/tables/{experiment}.md", category="Tables"),
         csv="results/tables/{experiment}.csv",
         latex="results/tables/{experiment}.tex",
         provenance="results/tables/{experiment}.provenance.json",
-        page="results/report/{experiment}.html",
+        page=report("results/report/{experiment}.html", category="Page"),
     log:
         "logs/report/{experiment}.log",
     benchmark:
