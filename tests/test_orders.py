@@ -58,7 +58,7 @@ def planned(folder: Path) -> set[str]:
 def dvc_would(folder: Path) -> set[str]:
     """What DVC would call at once; what follows from it, it does not know beforehand."""
     tool(folder, "dvc", "repro", "plan")
-    # It ends with an error where a new run's weights are not there yet to be evaluated.
+    # It ends with an error where the weights of a new run are not there yet to be evaluated.
     return commands(tool(folder, "dvc", "repro", "--dry", "--keep-going", ok=None))
 
 
@@ -152,7 +152,7 @@ CHANGES = {
     "seeds": (
         _seeds,
         _of("baseline", "cwd", seed=1) | REPORT,
-        _of("baseline", "cwd", seed=1) | REPORT,
+        {c for c in _of("baseline", "cwd", seed=1) if "train" in c},
     ),
 }
 
@@ -169,9 +169,9 @@ def test_a_change_reruns_exactly_what_follows_from_it(made, what):
     tree.write(made, changed)
     found = planned(made), dvc_would(made)
     tree.write(made, raw)
+    again = commands(tool(made, "dvc", "repro")), planned(made)  # plans as they were, but newer
     assert found == (by_snakemake, at_once_by_dvc)
-    assert not commands(tool(made, "dvc", "repro"))
-    assert not planned(made)  # the plans are as they were, but newer
+    assert again == (set(), set())
 
 
 def test_a_comment_reruns_nothing(folder):

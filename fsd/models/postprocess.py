@@ -6,7 +6,6 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, nms
 
 from fsd.types import Detections, Outputs
 
@@ -94,6 +93,9 @@ def _greedy(
     once per class (not `joint`), one sort puts the classes apart here and they are suppressed in
     parallel.
     """
+    # Not above: it loads torch's compiler, which takes seconds that most commands need not wait.
+    from torchvision.ops import batched_nms, nms
+
     if joint or len(boxes) == 0:
         return batched_nms(boxes, scores, groups, iou)
     # A stable sort of 16-bit numbers is a radix sort in numpy: no comparison, a tenth of the time.

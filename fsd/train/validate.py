@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torchvision.ops import box_iou
 
 from fsd.data.split import Split
 from fsd.data.store import open_split
@@ -48,6 +47,8 @@ def validate(
 
 def cause(split: Split, found: Found) -> str:
     """What to look at first: class map, box range or learning rate."""
+    from torchvision.ops import box_iou  # not above: it loads torch's compiler, which takes seconds
+
     if not len(found.score):
         return "nothing is detected, so look at lr and at the number of steps"
     objects = hit = right = 0
