@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 UV := uv==0.13.9
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo demo-short test test-all test-slurm test-docs test-oldest lint format lock
+.PHONY: help setup demo demo-short test test-all test-slurm slurm test-docs test-oldest lint format lock
 help:
 	@echo "make demo   set up .venv, run the active experiment of params.yaml, print its table"
 	@echo "make test   set up .venv, run the tests (make test-all: the slow ones too; test-slurm, test-oldest)"
@@ -38,11 +38,15 @@ test-all: setup
 	python -m pytest -m "not gpu and not slurm"
 
 # A node is lost in the middle of a training on a private Slurm (installed where there is none).
-test-slurm: setup
-	@which sbatch >/dev/null || \
-	  $$(test "$$(id -u)" = 0 || echo sudo) apt-get install -y --no-install-recommends slurm-wlm || \
-	  { echo "Slurm is not installed (on Debian: apt-get install slurm-wlm)"; exit 2; }
+test-slurm: setup slurm
 	python -m pytest -m slurm
+
+slurm:
+	@command -v sbatch >/dev/null || { \
+	  root=$$(test "$$(id -u)" = 0 || echo sudo); \
+	  $$root apt-get update -q && \
+	  $$root apt-get install -y -q --no-install-recommends slurm-wlm; } || \
+	  { echo "Slurm is not installed (on Debian: apt-get install slurm-wlm)"; exit 2; }
 
 # What the README tells to type, typed.
 test-docs: setup
