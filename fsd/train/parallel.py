@@ -9,6 +9,7 @@ Started by torchrun, or by srun with one task per GPU; the teacher stays outside
 
 import inspect
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,16 +70,20 @@ def _place() -> tuple[int, int]:
 
 
 def _first_host() -> str:
+    """The address at which Slurm itself reaches the first task's node: its name alone may not resolve."""
     hosts = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "")
     try:
-        found = subprocess.run(
-            ["scontrol", "show", "hostnames", hosts], capture_output=True, text=True, check=True
-        ).stdout.split()
-        return found[0]
+        first = _scontrol("show", "hostnames", hosts).split()[0]
+        told = re.search(r"NodeAddr=(\S+)", _scontrol("show", "node", first))
+        return told.group(1) if told else first
     except (OSError, subprocess.CalledProcessError, IndexError):
         raise ValueError(
             "srun started several tasks, but scontrol does not tell the first host: set MASTER_ADDR to it"
         ) from None
+
+
+def _scontrol(*words: str) -> str:
+    return subprocess.run(["scontrol", *words], capture_output=True, text=True, check=True).stdout
 
 
 def wrap(module: nn.Module, here: World, *, unused: bool) -> Callable[..., Any]:
