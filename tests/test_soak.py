@@ -18,7 +18,8 @@ from fsd.train import checkpoint, fit
 
 METHOD = "mgd"  # has adapters, a generator and random masks: all kinds of state
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["fsd.train.fit", "fsd.evaluate.stage", "pytest"])
+# With what a training loads late: a process that is killed while it loads tests nothing.
+FORK.set_forkserver_preload(["fsd.train.fit", "fsd.evaluate.stage", "pytest", "torchvision.ops"])
 CLOCKED = ("images_per_s", "wait_share", "seconds")
 
 
