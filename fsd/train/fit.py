@@ -143,16 +143,22 @@ def _train(job: Job, here: World) -> None:
                     "best": best,
                 }
                 checkpoint.save(state, place.state)
-                text = "".join(json.dumps(entry) + "\n" for entry in log)
-                write_atomically(place.log, text)
+                _write_log(place, log)
                 tracker.log(log)
     finally:
         loader.close()
     if here.first:
+        # Again: a process that died between the last epoch's state and its line left a shorter log.
+        _write_log(place, log)
+        tracker.log(log)
         chosen = best or {"epoch": train["epochs"], "model": ema.model.state_dict()}
         coupled = bool(module.distiller.couples_batch)
         _finish(job, parts.notes, chosen, segments, log, dtype, coupled)
         tracker.finish()
+
+
+def _write_log(place: store.Store, log: list[dict[str, Any]]) -> None:
+    write_atomically(place.log, "".join(json.dumps(entry) + "\n" for entry in log))
 
 
 def _loader(
