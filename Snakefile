@@ -32,8 +32,11 @@ include: "workflow/rules/common.smk"
 
 
 if workflow.is_main_process:  # its jobs find plans and times as they were when it began
-    flow.free_stale_lock()
-    runs.write_plans(PARAMS, EXPERIMENT)
+    try:
+        flow.free_stale_lock()
+        runs.write_plans(PARAMS, EXPERIMENT)
+    except OSError as error:
+        raise WorkflowError(f"the plans cannot be written: {error}")
     settle.settle(PARAMS, EXPERIMENT)
 
 

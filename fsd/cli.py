@@ -252,6 +252,7 @@ WAYS_OUT = {
     errno.EACCES: "give yourself the right to",
     errno.EPERM: "give yourself the right to",
     errno.EROFS: "work on a disk that can be written to",
+    errno.ENOTDIR: "move the file away that stands where a folder is needed",
     errno.ENOSPC: "free some space; the same command goes on from there",
 }
 

@@ -10,7 +10,7 @@ from test_pipeline import copy, tool  # noqa: F401 (copy is a fixture)
 
 from fsd import runs
 from fsd.params import TEACHER
-from fsd.train import fit, gate, store
+from fsd.train import fit, gate, parts, store
 
 DATA_KEY = "data"
 
@@ -162,3 +162,11 @@ def test_snakemake_has_the_teacher_trained_first_and_lets_baselines_go_ahead(cop
         "cwd": (True, False),
         "fsd_random_teacher": (False, False),
     }
+
+
+def test_the_workflow_and_the_training_agree_on_who_is_taught():
+    """The workflow asks params.yaml, without torch; the training asks the method's class."""
+    loaded = gated()
+    for method in (TEACHER, *loaded.methods):
+        one = run(method)
+        assert runs.is_taught(loaded, one) == parts.needs_teacher(runs.resolve(loaded, one)), method
