@@ -291,6 +291,8 @@ class Experiment(Strict):
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     # A method that the others are compared with besides the baseline (an ablation's full form).
     reference: str | None = None
+    # What a method's line would mean, in a sentence each, written before the runs; below the table.
+    meaning: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _fits(self) -> "Experiment":
@@ -299,9 +301,11 @@ class Experiment(Strict):
             twice = {v for v in values if values.count(v) > 1}
             if twice:
                 raise ValueError(f"{key} names {min(twice, key=str)!r} twice")
-        if self.reference is not None and self.reference not in self.methods:
-            raise ValueError(
-                f"reference '{self.reference}' is not among the methods: "
-                f"{nearest(self.reference, self.methods)}"
-            )
+        named = {"meaning": list(self.meaning), "reference": [self.reference]}
+        for key, methods in named.items():
+            for method in methods:
+                if method is not None and method not in self.methods:
+                    raise ValueError(
+                        f"{key} '{method}' is not among the methods: {nearest(method, self.methods)}"
+                    )
         return self

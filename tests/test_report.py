@@ -176,6 +176,7 @@ def test_holm_counts_the_methods_of_one_data_set(params):
 
 def test_an_ablation_shows_the_difference_to_the_full_method(params):
     fields = {"methods": ["baseline", "fsd", "fsd_no_fg"], "reference": "fsd"}
+    fields |= {"meaning": {"fsd_no_fg": "what the foreground is worth."}}
     chosen = Experiment(name="trial", datasets=["micro"], seeds=[0, 1], **fields)
     for method, ap in (("baseline", 0.5), ("fsd", 0.56), ("fsd_no_fg", 0.53)):
         for seed in (0, 1):
@@ -186,11 +187,15 @@ def test_an_ablation_shows_the_difference_to_the_full_method(params):
     assert lines["baseline"]["reference_ap"] == pytest.approx(-0.06)
     assert lines["fsd"]["reference_ap"] is None
     assert "Δ AP to fsd [95 % CI]" in text_of()
+    assert "- What fsd_no_fg would mean: what the foreground is worth." in text_of()
 
 
-def test_a_reference_must_be_among_the_methods():
-    with pytest.raises(ValueError, match=r"reference 'cwdd'.*did you mean 'cwd'"):
-        Experiment(**CHOSEN.model_dump() | {"reference": "cwdd"})
+@pytest.mark.parametrize(
+    ("key", "value"), [("reference", "cwdd"), ("meaning", {"cwd": "fine", "cwdd": "a typo"})]
+)
+def test_what_an_experiment_names_must_be_among_its_methods(key, value):
+    with pytest.raises(ValueError, match=rf"{key} 'cwdd'.*did you mean 'cwd'"):
+        Experiment(**CHOSEN.model_dump() | {key: value})
 
 
 def test_the_latex_escapes_and_is_whole(results):

@@ -55,6 +55,8 @@ def _reading(chosen: Experiment, params: Params) -> Iterable[str]:
             "below the paper's Δ; else reproduced where it lies above 0; else not reproduced where it "
             f"lies within ±{100 * params.verdict.margin:g} of 0; else inconclusive."
         )
+    for method, meaning in chosen.meaning.items():
+        yield f"What {method} would mean: {meaning}"
 
 
 def _data(dataset: str, manifest: dict[str, Any] | None) -> Iterable[str]:
