@@ -1,6 +1,7 @@
 """The train stage: from a plan to weights, through a store that survives anything (store.py)."""
 
 import json
+import statistics
 import time
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -129,7 +130,9 @@ def _train(job: Job, here: World) -> None:
             if here.first and _due(train, epoch):
                 best = _validated(job, line, best, epoch, ema.model, normalise, on)
             log.append(line)
-            left = sum(entry["seconds"] for entry in log) / len(log) * (train["epochs"] - epoch - 1)
+            # The median: an epoch in which the machine was busy or asleep says nothing of the next.
+            usual = statistics.median(entry["seconds"] for entry in log)
+            left = usual * (train["epochs"] - epoch - 1)
             console.print(_line(label, line, left))
             if here.first:
                 state = {
