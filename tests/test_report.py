@@ -85,6 +85,21 @@ def test_the_markdown_shows_what_is_missing_and_what_must_be_known(results):
     assert len(blocks) == 2 * (2 + 3)
 
 
+def test_what_is_known_without_pairs_is_said(params):
+    for seed, (alone, taught) in enumerate([(0.50, 0.56), (0.54, 0.60), (0.51, 0.57)]):
+        write_run(params, runs.Run("micro", "baseline", seed), alone)
+        write_run(params, runs.Run("micro", "cwd", seed), taught)
+    stage.report(params, CHOSEN, "test")
+    lines = lines_of()
+    assert lines["cwd"]["seeds_agree"] == pytest.approx(1)
+    assert lines["cwd"]["p_dunnett"] == pytest.approx(0.024, abs=0.001)  # t = 3.53, 4 degrees
+    assert lines["baseline"]["p_dunnett"] is lines["teacher"]["seeds_agree"] is None
+    assert (
+        "micro: over pairs of students, the AP of runs of one seed correlates by 1.00" in text_of()
+    )
+    assert "no part of it): cwd 0.024." in text_of()
+
+
 def test_a_method_without_any_run_keeps_its_line(params):
     write_run(params, runs.Run("micro", "baseline", 0), 0.5)
     stage.report(params, CHOSEN, "test")

@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from fsd.report.stats import MOST_SEEDS, Difference, holm, paired, power, seeds_needed
+from fsd.report.stats import (
+    MOST_SEEDS,
+    Difference,
+    agreement,
+    dunnett,
+    holm,
+    paired,
+    power,
+    seeds_needed,
+)
 from fsd.report.verdict import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, judge
 
 untimed = settings(deadline=None, max_examples=60)
@@ -206,3 +215,51 @@ def test_one_seed_is_inconclusive_and_none_is_no_verdict():
 def test_a_control_equal_to_the_baseline_is_not_reproduced():
     control = paired(runs_of([0.1, 0.2]), runs_of([0.1, 0.2]), 0.95)
     assert judge(control, 0.016, 0.95, 0.005).kind == NOT_REPRODUCED
+
+
+def test_dunnett_on_the_example_of_his_paper():
+    """Blood counts of animals under two drugs and none (Dunnett 1955, table 1): the second differs."""
+    none = [7.40, 8.50, 7.20, 8.24, 9.84, 8.32]
+    first, second = [9.76, 8.80, 7.68, 9.36], [12.80, 9.68, 12.16, 9.20, 10.55]
+    p = dunnett([first, second], none)
+    assert 0.5 < p[0] < 0.7
+    assert 0.001 < p[1] < 0.01
+    assert dunnett([first, [], second], none) == [p[0], pytest.approx(math.nan, nan_ok=True), p[1]]
+
+
+@pytest.mark.filterwarnings("ignore:Precision loss")  # scipy's, where one side is constant
+@untimed
+@given(pairs)
+def test_dunnett_of_one_method_is_the_unpaired_t_test(values):
+    ours, theirs = zip(*values, strict=True)
+    out = dunnett([ours], theirs)[0]
+    if max(np.ptp(np.round(side, 9)) for side in (ours, theirs)) == 0:
+        return  # no spread: the next test
+    assert out == pytest.approx(scipy_stats.ttest_ind(ours, theirs).pvalue, abs=1e-3)
+
+
+def test_what_dunnett_cannot_say():
+    for methods, reference in (
+        ([[0.5, 0.5]], [0.4, 0.4]),  # no spread
+        ([[0.5]], [0.4]),  # one run each
+        ([[0.5, 0.6]], []),  # no reference
+    ):
+        assert np.isnan(dunnett(methods, reference)).all()
+    assert dunnett([], [0.4, 0.5]) == []
+
+
+def test_seeds_that_shift_all_methods_alike_agree_wholly_and_others_not_at_all():
+    shift = {seed: 0.01 * seed**2 for seed in range(5)}
+    alike = [{seed: base + value for seed, value in shift.items()} for base in (0.1, 0.3, 0.35)]
+    assert agreement(alike) == pytest.approx(1)
+    never = dict.fromkeys(shift, 0.2)
+    assert agreement([*alike, never]) == pytest.approx(1)
+    draws = np.random.default_rng(0).normal(size=(200, 10, 5))
+    unrelated = [agreement([runs_of(own) for own in trial]) for trial in draws]
+    assert abs(np.mean(unrelated)) < 0.02
+
+
+def test_too_few_shared_seeds_do_not_agree():
+    assert math.isnan(agreement([{0: 0.1, 1: 0.2, 2: 0.4}, {1: 0.1, 2: 0.2, 3: 0.3}]))
+    assert math.isnan(agreement([{0: 0.1, 1: 0.2, 2: 0.4}]))
+    assert math.isnan(agreement([]))

@@ -8,6 +8,7 @@ import pandas as pd
 from fsd.params import TEACHER, Params
 from fsd.report import audit
 from fsd.report.collect import Finished, Unfinished, frame
+from fsd.report.render import probability
 from fsd.report.tables import BASELINE, rule_of
 from fsd.schema import Experiment
 
@@ -17,14 +18,19 @@ PAPER_NETWORKS = ("yolox_l", "yolox_s")
 def footnotes(
     finished: list[Finished],
     unfinished: list[Unfinished],
+    numbers: pd.DataFrame,
     chosen: Experiment,
     params: Params,
     manifests: dict[str, dict[str, Any] | None],
 ) -> list[str]:
-    """One sentence per fact; WARNING before what makes numbers incomparable."""
+    """One sentence per fact; WARNING before what makes numbers incomparable.
+
+    numbers: tables.main_table of the runs.
+    """
     notes = [*_reading(chosen, params)]
     for dataset in chosen.datasets:
         own = [one for one in finished if one.run.dataset == dataset]
+        notes += _unpaired(dataset, numbers[numbers.dataset == dataset])
         manifest = manifests[dataset]
         notes += _data(dataset, manifest)
         if manifest:
@@ -46,8 +52,9 @@ def _reading(chosen: Experiment, params: Params) -> Iterable[str]:
     )
     yield (
         f"Δ is the mean difference to {BASELINE} over shared seeds, in brackets its {percent} "
-        "confidence interval (Student's t); p is two-sided of the paired t-test, adjusted by Holm over "
-        "the methods of a data set; P(Δ > 0) is that of the t distribution around the mean difference."
+        "confidence interval (Student's t), not adjusted for the number of methods; p is two-sided of "
+        "the paired t-test, adjusted by Holm over the methods of a data set; P(Δ > 0) is that of the t "
+        "distribution around the mean difference."
     )
     if any(params.datasets[name].paper for name in chosen.datasets):
         yield (
@@ -57,6 +64,25 @@ def _reading(chosen: Experiment, params: Params) -> Iterable[str]:
         )
     for method, meaning in chosen.meaning.items():
         yield f"What {method} would mean: {meaning}"
+
+
+def _unpaired(dataset: str, lines: pd.DataFrame) -> Iterable[str]:
+    """Whether shared seeds pair the runs, and what a test says that does not count on it."""
+    agree = lines.seeds_agree.dropna()
+    if len(agree):
+        yield (
+            f"{dataset}: over pairs of students, the AP of runs of one seed correlates by "
+            f"{agree.iloc[0]:.2f} (1: pairing by seed removes the spread; 0: it buys nothing)."
+        )
+    tested = lines[lines.p_dunnett.notna()]
+    if len(tested):
+        p_values = ", ".join(
+            f"{line.method} {probability(line.p_dunnett)}" for line in tested.itertuples()
+        )
+        yield (
+            f"{dataset}: p by Dunnett's test (runs not paired, spread pooled over all students, adjusted "
+            f"for their number; beside the rule of the verdict, no part of it): {p_values}."
+        )
 
 
 def _data(dataset: str, manifest: dict[str, Any] | None) -> Iterable[str]:

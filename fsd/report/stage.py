@@ -45,7 +45,7 @@ def report(
     paper = reference()
     numbers = tables.main_table(finished, chosen, params, paper)
     manifests = {name: read_json(runs.manifest_path(name)) for name in chosen.datasets}
-    notes = footnotes(finished, unfinished, chosen, params, manifests)
+    notes = footnotes(finished, unfinished, numbers, chosen, params, manifests)
     title = f"Distillation of object detectors: {chosen.name}"
     write_tables(numbers, notes, title, chosen, params)
     made = _provenance(finished, chosen, params, command)

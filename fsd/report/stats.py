@@ -5,6 +5,7 @@ of two runs of one seed; the seeds are taken as independent draws, the differenc
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -65,6 +66,41 @@ def holm(p_values: Sequence[float]) -> list[float]:
     steps = p[order] * np.arange(len(order), 0, -1)
     out[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return out.tolist()
+
+
+def dunnett(methods: Sequence[Sequence[float]], reference: Sequence[float]) -> list[float]:
+    """p of each method against the reference, its runs not taken as pairs; NaN where it has none.
+
+    One spread is pooled over all of them, and p is adjusted for the number of methods (C. Dunnett, A
+    multiple comparison procedure for comparing several treatments with a control, JASA 50, 1955).
+    Where shared seeds pair nothing it tells more than the paired test: its SD is known better.
+    """
+    from scipy import stats
+
+    tested = [np.round(np.asarray(own, float), NOISE) for own in methods if len(own)]
+    runs = [np.round(np.asarray(reference, float), NOISE), *tested]
+    freedom = sum(map(len, runs)) - len(runs)
+    if not tested or not len(reference) or freedom < 1 or all(np.ptp(own) == 0 for own in runs):
+        return [math.nan] * len(methods)
+    with warnings.catch_warnings():  # of a method whose runs are all equal, where others are not
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found = iter(stats.dunnett(*tested, control=runs[0], rng=np.random.default_rng(0)).pvalue)
+    return [float(next(found)) if len(own) else math.nan for own in methods]
+
+
+def agreement(methods: Sequence[Mapping[int, float]]) -> float:
+    """Mean correlation, over pairs of methods, of runs (by seed) that share a seed.
+
+    1: what a seed adds it adds to all, so that differences on one seed have no spread; 0: pairing by
+    seed buys nothing. NaN with fewer than two methods that vary over three seeds shared by all.
+    """
+    if not methods:
+        return math.nan
+    shared = sorted(set.intersection(*(set(own) for own in methods)))
+    rows = np.round([[own[seed] for seed in shared] for own in methods], NOISE)
+    if len(shared) < 3 or len(varying := rows[np.ptp(rows, axis=1) > 0]) < 2:
+        return math.nan
+    return float(np.corrcoef(varying)[np.triu_indices(len(varying), 1)].mean())
 
 
 def power(n: int, effect: float, confidence: float) -> float:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from fsd.params import TEACHER, Params
 from fsd.report.collect import METRICS, Finished, frame
-from fsd.report.stats import Difference, holm, paired, seeds_needed
+from fsd.report.stats import Difference, agreement, dunnett, holm, paired, seeds_needed
 from fsd.report.verdict import judge
 from fsd.schema import Experiment
 
@@ -27,6 +27,7 @@ def main_table(
         delta_<metric>, _low, _high: to the baseline over shared seeds, with its interval
         delta_n, delta_ap_std, p, p_holm (over the methods of the data set), p_better,
         seeds_needed (to tell the difference in AP from 0): see stats.py
+        p_dunnett: of the difference in AP, without pairs; seeds_agree: of the data set's students
         reference_ap, _low, _high, reference_p: to the experiment's `reference`, if it names one
         paper_metric, paper, paper_delta, verdict, verdict_text: see verdict.py
     """
@@ -51,8 +52,31 @@ def main_table(
             for method in (TEACHER, *chosen.methods)
         ]
         adjusted = holm([line["p"] for line in block])
-        lines += [line | {"p_holm": p} for line, p in zip(block, adjusted, strict=True)]
+        lines += [
+            line | {"p_holm": p} | unpaired
+            for line, p, unpaired in zip(block, adjusted, _unpaired(block, values), strict=True)
+        ]
     return pd.DataFrame(lines)
+
+
+def _unpaired(
+    block: list[dict[str, Any]], values: dict[str, pd.DataFrame]
+) -> list[dict[str, float]]:
+    """What is known of each line's AP where shared seeds are not taken as pairs."""
+    own = {method: frame.ap.dropna() for method, frame in values.items() if method != TEACHER}
+    students = {method: ap for method, ap in own.items() if len(ap)}
+    agree = agreement([ap.to_dict() for ap in students.values()])
+    taught = [method for method in students if method != BASELINE]
+    p_values = dict(
+        zip(taught, dunnett([own[name] for name in taught], own[BASELINE]), strict=True)
+    )
+    return [
+        {
+            "p_dunnett": p_values.get(line["method"], math.nan),
+            "seeds_agree": math.nan if line["method"] == TEACHER else agree,
+        }
+        for line in block
+    ]
 
 
 def rule_of(one: Finished) -> str:
