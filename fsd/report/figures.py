@@ -20,6 +20,7 @@ INK = "#010203"  # stands for the page's text colour
 STYLE = {
     "svg.fonttype": "none",  # text stays text
     "font.size": 11,
+    "figure.constrained_layout.w_pad": 0.1,  # inches: a browser's letters may be wider
     "axes.spines.top": False,
     "axes.spines.right": False,
     **dict.fromkeys(
