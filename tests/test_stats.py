@@ -254,6 +254,7 @@ def test_seeds_that_shift_all_methods_alike_agree_wholly_and_others_not_at_all()
     assert agreement(alike) == pytest.approx(1)
     never = dict.fromkeys(shift, 0.2)
     assert agreement([*alike, never]) == pytest.approx(1)
+    assert agreement([*alike, {0: 0.9, 1: 0.1}]) == pytest.approx(1)  # one that has too few seeds
     draws = np.random.default_rng(0).normal(size=(200, 10, 5))
     unrelated = [agreement([runs_of(own) for own in trial]) for trial in draws]
     assert abs(np.mean(unrelated)) < 0.02
@@ -262,4 +263,5 @@ def test_seeds_that_shift_all_methods_alike_agree_wholly_and_others_not_at_all()
 def test_too_few_shared_seeds_do_not_agree():
     assert math.isnan(agreement([{0: 0.1, 1: 0.2, 2: 0.4}, {1: 0.1, 2: 0.2, 3: 0.3}]))
     assert math.isnan(agreement([{0: 0.1, 1: 0.2, 2: 0.4}]))
+    assert math.isnan(agreement([{0: 0.1, 1: 0.2, 2: 0.4}] * 2))  # the same runs
     assert math.isnan(agreement([]))

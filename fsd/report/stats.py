@@ -4,6 +4,7 @@ All methods of a seed share initial weights, order and augmentation, so the unit
 of two runs of one seed; the seeds are taken as independent draws, the differences as normal.
 """
 
+import itertools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -92,15 +93,16 @@ def agreement(methods: Sequence[Mapping[int, float]]) -> float:
     """Mean correlation, over pairs of methods, of runs (by seed) that share a seed.
 
     1: what a seed adds it adds to all, so that differences on one seed have no spread; 0: pairing by
-    seed buys nothing. NaN with fewer than two methods that vary over three seeds shared by all.
+    seed buys nothing. A pair counts that shares three seeds, over which both vary and are not the
+    same runs (as a control of weight 0 and the baseline are). NaN without any.
     """
-    if not methods:
-        return math.nan
-    shared = sorted(set.intersection(*(set(own) for own in methods)))
-    rows = np.round([[own[seed] for seed in shared] for own in methods], NOISE)
-    if len(shared) < 3 or len(varying := rows[np.ptp(rows, axis=1) > 0]) < 2:
-        return math.nan
-    return float(np.corrcoef(varying)[np.triu_indices(len(varying), 1)].mean())
+    found = []
+    for pair in itertools.combinations(methods, 2):
+        shared = sorted(pair[0].keys() & pair[1].keys())
+        one, other = (np.round([own[seed] for seed in shared], NOISE) for own in pair)
+        if len(shared) >= 3 and np.ptp(one) and np.ptp(other) and not np.array_equal(one, other):
+            found.append(np.corrcoef(one, other)[0, 1])
+    return float(np.mean(found)) if found else math.nan
 
 
 def power(n: int, effect: float, confidence: float) -> float:
