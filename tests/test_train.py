@@ -250,3 +250,8 @@ def test_difficult_objects_are_targets_where_the_recipe_says_so(place, monkeypat
     ):
         plan["recipe"]["difficult"], plan["data"]["format"] = kept, form
         assert len(fit._training_split(plan, run("cwd")).labels) == count
+
+
+def test_one_interrupted_epoch_does_not_multiply_the_time_left():
+    log = [{"seconds": seconds} for seconds in (10.0, 12.0, 3600.0)]
+    assert fit._time_left(log, 8) == 5 * 12

@@ -130,10 +130,7 @@ def _train(job: Job, here: World) -> None:
             if here.first and _due(train, epoch):
                 best = _validated(job, line, best, epoch, ema.model, normalise, on)
             log.append(line)
-            # The median: an epoch in which the machine was busy or asleep says nothing of the next.
-            usual = statistics.median(entry["seconds"] for entry in log)
-            left = usual * (train["epochs"] - epoch - 1)
-            console.print(_line(label, line, left))
+            console.print(_line(label, line, _time_left(log, train["epochs"])))
             if here.first:
                 state = {
                     "epoch": epoch + 1,
@@ -226,6 +223,11 @@ def _validated(
         return best
     weights = {name: value.cpu().clone() for name, value in model.state_dict().items()}
     return {"ap": line["val_ap"], "epoch": epoch + 1, "model": weights}
+
+
+def _time_left(log: list[dict[str, Any]], epochs: int) -> float:
+    """Seconds; by the median, as an epoch in which the machine was busy or asleep says nothing."""
+    return statistics.median(entry["seconds"] for entry in log) * (epochs - len(log))
 
 
 def _line(label: str, line: dict[str, Any], left: float) -> str:
