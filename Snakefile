@@ -14,10 +14,10 @@ min_version("9.18")
 
 sys.path.insert(0, workflow.basedir)  # this checkout's code
 
-from fsd import flow, runs, settle
-from fsd import params as fsd_params
+from fsd.experiment import launch, mtimes, runs
+from fsd.experiment import params as fsd_params
 
-flow.use_own_tools()  # jobs call `fsd`: the one that belongs to this Snakemake
+launch.use_own_tools()  # jobs call `fsd`: the one that belongs to this Snakemake
 
 # Not Snakemake's `configfile`: `fsd` reads params.yaml itself, so a number overridden here alone
 # would be planned but not trained.
@@ -33,11 +33,11 @@ include: "workflow/rules/common.smk"
 
 if workflow.is_main_process:  # its jobs find plans and times as they were when it began
     try:
-        flow.free_stale_lock()
+        launch.free_stale_lock()
         runs.write_plans(PARAMS, EXPERIMENT)
     except OSError as error:
         raise WorkflowError(f"the plans cannot be written: {error}")
-    settle.settle(PARAMS, EXPERIMENT)
+    mtimes.restore(PARAMS, EXPERIMENT)
 
 
 rule all:

@@ -44,7 +44,7 @@ def options(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
 
 
 def prepare(args: argparse.Namespace, seed: int = 0) -> None:
-    """Fixes threads and random numbers; makes tests/plain_*.py importable."""
+    """Fixes threads and random numbers; makes tests/helpers importable."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(seed)
 
@@ -111,4 +111,4 @@ def finish(path: Path | None, figures: Mapping[str, float], **versions: str) -> 
         path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests/helpers"))

@@ -20,10 +20,10 @@ import cv2
 import numpy as np
 import torch
 
-from fsd.data.augment import Recipe, apply_many, draw
-from fsd.data.draw import Draw
+from fsd.data.augment.opencv import apply_many
+from fsd.data.augment.placement import place, targets
+from fsd.data.augment.recipe import Draw, Recipe, draw
 from fsd.data.loaders import ResidentLoader, WorkerLoader
-from fsd.data.placement import place, targets
 from fsd.data.split import Split
 
 SIZE, IMAGES, DRAWS, BATCH = 640, 96, 32, 8

@@ -2,7 +2,7 @@
 
     python benchmarks/detector.py [--rounds N] [--threads N] [--json FILE] [part ...]
 
-The plain side is tests/plain_detector.py: the official repository's order of operations on the same
+The plain side is tests/helpers/plain_detector.py: the official repository's order of operations on the same
 weights, in float32 and the default memory layout. Ours computes in bfloat16 where the processor
 does, else in float32. Before anything is timed, both sides must agree in float32.
 

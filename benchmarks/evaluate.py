@@ -22,7 +22,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from fsd.evaluate.metrics import Found, Truth, coco_ap
+from fsd.evaluate.coco_ap import coco_ap
+from fsd.evaluate.detections import Found, Truth
 from fsd.evaluate.voc_ap import voc_ap
 
 IMAGES, PER_IMAGE, OBJECTS, CLASSES, SIDE = 5000, 100, 6.5, 20, 640

@@ -16,7 +16,8 @@ from common import finish, options
 from rich.console import Console
 from rich.table import Table
 
-from fsd import params, runs
+from fsd import files
+from fsd.experiment import params, runs
 
 
 def lay_out(folder: Path, count: int) -> None:
@@ -36,11 +37,11 @@ def fill(folder: Path) -> None:
     loaded = params.load(folder / "params.yaml")
     chosen = loaded.active
     for path, content in runs.plans(loaded, chosen).items():
-        runs.write_atomically(folder / path, runs.to_json(content))
-    files = [runs.manifest_path("micro")]
+        files.write_atomically(folder / path, files.to_json(content))
+    made = [runs.manifest_path("micro")]
     for run in runs.runs(chosen):
-        files += [run.folder / name for name in (*runs.TRAINED, *runs.EVALUATED)]
-    for path in [*files, *runs.reported(chosen.name)]:
+        made += [run.folder / name for name in (*runs.TRAINED, *runs.EVALUATED)]
+    for path in [*made, *runs.reported(chosen.name)]:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(f"{path}\n", encoding="utf-8")
 

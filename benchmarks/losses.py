@@ -4,7 +4,7 @@
 
 One training step's worth, forward and backward, with the sizes of YOLOX-l teaching YOLOX-s at 640 px:
 16 images, 128 and 256 channels, maps of 80, 40 and 20 cells, four boxes per image. The plain side is
-tests/plain_losses.py, one operation per step of the formula and loops over boxes, with the same
+tests/helpers/plain_losses.py, one operation per step of the formula and loops over boxes, with the same
 parameters, in the same process, in turn with ours. `fsd` is compared with the released formula; for
 all others both sides must first give the same loss.
 Figures are plain time over ours, of the least disturbed round of each side; `_peak_gib` is the
@@ -24,7 +24,7 @@ import plain_losses as plain  # isort: skip  (common.py says where it is)
 
 from fsd import distill
 from fsd.distill.base import Distiller
-from fsd.params import load
+from fsd.experiment.params import load
 from fsd.types import Targets
 
 IMAGES, BOXES, SIDE, GRIDS, CHANNELS = 16, 4, 640, (80, 40, 20), (128, 256)

@@ -16,8 +16,8 @@ import numpy as np
 from common import finish, options
 
 from fsd.console import progress
-from fsd.data import store
-from fsd.schema import Data
+from fsd.data import stage
+from fsd.experiment.schema import Data
 
 SIZES = ((375, 500), (480, 640), (427, 640), (500, 375))  # height, width
 XML = """<annotation><filename>{name}</filename><size><width>{w}</width><height>{h}</height>
@@ -63,7 +63,7 @@ def main() -> None:
         )
         start = time.perf_counter()
         with progress("prepare") as update:
-            store.prepare("made", data, folder / "data", progress=update, workers=args.workers)
+            stage.prepare("made", data, folder / "data", progress=update, workers=args.workers)
         seconds = time.perf_counter() - start
     figures = {
         "prepare_s": seconds,

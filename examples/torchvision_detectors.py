@@ -15,7 +15,7 @@ from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from fsd.data.figures import CLASSES, scene
+from fsd.data.scenes.compose import CLASSES, scene
 from fsd.distill import load
 from fsd.types import Targets
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from fsd.params import Params
-from fsd.schema import Experiment
+from fsd.experiment.params import Params
+from fsd.experiment.schema import Experiment
 
 PROFILE = Path("slurm/profile.yaml")
 STAGES = ("prepare", "teacher", "train", "evaluate")  # the jobs that a cluster runs

@@ -1,20 +1,22 @@
 """Options and fixtures shared by all tests."""
 
-from pathlib import Path
-
 import pytest
+import tree
+from places import GOLDEN
 
 
 def pytest_addoption(parser):
     parser.addoption(
         "--golden-dir",
-        default=str(Path(__file__).parent / "golden"),
+        default=str(GOLDEN),
         help="folder with the reference values (same file names and keys as tests/golden)",
     )
 
 
-def golden_dir(config) -> Path:
-    return Path(config.getoption("--golden-dir"))
+@pytest.fixture
+def copy(tmp_path):
+    """A working tree of its own."""
+    return tree.plant(tmp_path / "tree")
 
 
 @pytest.fixture(autouse=True)

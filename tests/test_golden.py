@@ -4,16 +4,17 @@ Each `golden_<topic>.py` has `FILES`: file name -> function that takes the file'
 (case name, check) pairs. A file that is absent is not collected.
 """
 
+from pathlib import Path
+
 import golden_distill
 import golden_evaluate
 import golden_models
-from conftest import golden_dir
 
 FILES = golden_models.FILES | golden_distill.FILES | golden_evaluate.FILES
 
 
 def pytest_generate_tests(metafunc):
-    folder = golden_dir(metafunc.config)
+    folder = Path(metafunc.config.getoption("--golden-dir"))
     cases = {
         f"{name}:{case}": check
         for name, yield_cases in FILES.items()

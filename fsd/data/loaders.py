@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from fsd.data import workers as process
-from fsd.data.augment import apply_batch, pad_targets, with_boxes
-from fsd.data.draw import Recipe, order
+from fsd.data.augment.placement import pad_targets, with_boxes
+from fsd.data.augment.recipe import Recipe, order
+from fsd.data.augment.tensors import apply_batch
 from fsd.data.split import Split
 from fsd.data.workers import Job, Shipped, Source
 from fsd.types import Batch, Targets

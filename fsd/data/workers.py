@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import torch
 
-from fsd.data.augment import apply_many
-from fsd.data.draw import Draw, Recipe, draw
+from fsd.data.augment.opencv import apply_many
+from fsd.data.augment.recipe import Draw, Recipe, draw
 from fsd.data.split import Split
 from fsd.types import Targets
 

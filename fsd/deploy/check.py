@@ -20,7 +20,8 @@ from fsd.deploy.detector import (
     suppressed,
 )
 from fsd.deploy.graph import Deployed
-from fsd.evaluate.metrics import Found, evaluate_detections
+from fsd.evaluate.detections import Found
+from fsd.evaluate.metrics import evaluate_detections
 
 DATA = Path("data")
 TOLERANCE = 1e-3  # of a score

@@ -37,9 +37,9 @@ def measure(weights: Path, repeats: int = 50, limit_s: float = math.inf) -> Need
     """
     import torch
 
-    from fsd.evaluate.cost import cost, count_operations
+    from fsd.evaluate.complexity import cost, count_operations
+    from fsd.experiment.provenance import device_name
     from fsd.models.yolox import for_inference
-    from fsd.provenance import device_name
 
     on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before = _memory("VmRSS")

@@ -13,7 +13,7 @@ import numpy as np
 
 from fsd.deploy import images
 from fsd.deploy.images import Frame
-from fsd.provenance import sha256
+from fsd.files import sha256
 
 EDGES = ("x1", "y1", "x2", "y2")
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from fsd import provenance
 from fsd.deploy import check, graph, quantise
 from fsd.deploy.detector import Card, Settings, metadata, needed, read_weights
+from fsd.experiment import provenance
 
 Int8 = Literal["none", "dynamic", "static"]
 

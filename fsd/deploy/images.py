@@ -11,8 +11,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from fsd.data.making import letterboxed
-from fsd.data.records import IMAGE_SUFFIXES, decode
+from fsd.data.decoding import letterboxed
+from fsd.data.formats.records import IMAGE_SUFFIXES, decode
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 

@@ -15,7 +15,7 @@ from fsd.deploy import images
 from fsd.deploy.detector import EDGES, Card, Seen, Settings, as_dicts, load, see
 from fsd.deploy.images import Frame
 from fsd.evaluate.drawing import draw
-from fsd.runs import to_json, write_atomically
+from fsd.files import to_json, write_atomically
 
 BATCH = 8  # pictures at a time: more is no faster on a CPU
 COLUMNS = ("file", "frame", "class", "score", *EDGES)

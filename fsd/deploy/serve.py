@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 
-from fsd.data.figures import scene
-from fsd.data.records import decode
+from fsd.data.formats.records import decode
+from fsd.data.scenes.compose import scene
 from fsd.deploy.detector import EVALUATION, Settings, as_dicts, from_onnx, needed, read_weights, see
 from fsd.deploy.images import Frame
 

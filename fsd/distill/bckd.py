@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fsd.distill.base import Distiller, at_least_float32, not_negative
-from fsd.distill.predictions import divisor, generalised_iou, score_logits
+from fsd.distill.kernels.predictions import divisor, generalised_iou, score_logits
 from fsd.types import Outputs, Targets
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fsd.boxes import cxcywh_to_xyxy
 from fsd.distill.base import Distiller, alignment, at_least_float32, not_negative
-from fsd.distill.predictions import divisor, generalised_iou, score_logits
+from fsd.distill.kernels.predictions import divisor, generalised_iou, score_logits
 from fsd.types import Outputs, Targets
 
 LARGEST_LOG_SIZE = 10.0  # of a box in cells: far beyond any image, and its area is no overflow

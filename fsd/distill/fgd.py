@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from fsd.distill import attention
 from fsd.distill.base import Distiller, Scene, not_negative, positive
-from fsd.distill.focus import FocalLevel
-from fsd.distill.masks import background, box_cells, filled
+from fsd.distill.kernels import attention
+from fsd.distill.kernels.focus import FocalLevel
+from fsd.distill.kernels.masks import background, box_cells, filled
 
 
 class FGD(Distiller):

@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fsd.distill import attention
 from fsd.distill.base import Distiller, Scene, not_negative, positive
-from fsd.distill.focus import FocalLevel, focused_kl
-from fsd.distill.kl import Over, Settings
-from fsd.distill.masks import background, box_cells, box_ring, filled, released_ring
+from fsd.distill.kernels import attention
+from fsd.distill.kernels.focus import FocalLevel, focused_kl
+from fsd.distill.kernels.kl import Over, Settings
+from fsd.distill.kernels.masks import background, box_cells, box_ring, filled, released_ring
 
 Ring = Literal["none", "released", "box", "image"]
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from fsd.distill.base import Distiller, Scene, not_negative, positive
-from fsd.distill.focus import FocalLevel
 from fsd.distill.fsd_release import released_terms
+from fsd.distill.kernels.focus import FocalLevel
 
 
 class FSDGen(Distiller):

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from fsd.distill import attention
 from fsd.distill.base import Distiller, Scene, not_negative, positive
-from fsd.distill.focus import FocalLevel, focused_kl
-from fsd.distill.kl import Settings
-from fsd.distill.masks import background, box_cells, filled, released_ring
+from fsd.distill.kernels import attention
+from fsd.distill.kernels.focus import FocalLevel, focused_kl
+from fsd.distill.kernels.kl import Settings
+from fsd.distill.kernels.masks import background, box_cells, filled, released_ring
 
 SETTINGS = Settings(over="batch", tau=1.0, eps=1e-5)
 

@@ -3,16 +3,12 @@
 AP cannot say this: there a detection of the wrong class is a false positive like any other.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from fsd.evaluate.detections import Found, Truth
 from fsd.evaluate.voc_ap import pair_iou
-
-if TYPE_CHECKING:
-    from fsd.evaluate.metrics import Found, Truth
 
 SCORE, IOU = 0.3, 0.5  # detections below this score are left out; overlap of a match, at least
 

@@ -11,15 +11,16 @@ import torch
 from fsd.console import console, progress
 from fsd.data.split import Split
 from fsd.data.store import manifest, open_split
-from fsd.evaluate import attention
-from fsd.evaluate.cost import count_operations
+from fsd.evaluate import heatmaps
+from fsd.evaluate.complexity import count_operations
+from fsd.evaluate.detections import Found, save_detections
 from fsd.evaluate.drawing import draw, rectangle, shown
-from fsd.evaluate.metrics import Found, evaluate_detections, save_detections
-from fsd.evaluate.predict import predict
+from fsd.evaluate.inference import predict
+from fsd.evaluate.metrics import evaluate_detections
+from fsd.experiment.params import Params
+from fsd.experiment.runs import Run, evaluate_settings
+from fsd.files import sha256, to_json, write_atomically
 from fsd.models.build import load_detector
-from fsd.params import Params
-from fsd.provenance import sha256
-from fsd.runs import Run, evaluate_settings, to_json, write_atomically
 
 DATA = Path("data")
 BATCH = 32  # changes nothing but speed
@@ -62,7 +63,7 @@ def evaluate(params: Params, run: Run) -> dict[str, Any]:
     write_atomically(run.folder / "metrics.json", to_json(metrics))
     pictures = {
         "preview.jpg": preview(split, found),
-        "attention.jpg": attention.picture(model, split, shown(split), on),
+        "attention.jpg": heatmaps.picture(model, split, shown(split), on),
     }
     for name, pixels in pictures.items():
         cv2.imwrite(str(run.folder / name), pixels, [cv2.IMWRITE_JPEG_QUALITY, 88])

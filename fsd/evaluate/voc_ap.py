@@ -5,15 +5,12 @@ inclusive pixels: our x1 is theirs minus 1, our x2 is theirs. So an extent in th
 x2 - x1 + 1, is simply x2 - x1 of ours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from fsd.evaluate.metrics import Found, Truth
+from fsd.evaluate.detections import Found, Truth, check_labels
 
 # As numpy.arange makes them in both reference evaluators: some are 1e-16 above the tenth they stand
 # for (0.30000000000000004), which a recall of exactly 3/10 does not reach.
@@ -83,16 +80,6 @@ def voc_ap(
         recall.append([r for r, _ in curves])
         precision.append([p for _, p in curves])
     return VocAp(ap, recall, precision)
-
-
-def check_labels(truth: Truth, found: Found, num_classes: int) -> None:
-    """Raise ValueError where a label has no class."""
-    for name, labels in (("an object", truth.label), ("a detection", found.label)):
-        if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
-            raise ValueError(
-                f"{name} has a label outside 0..{num_classes - 1}; "
-                "evaluate detections with the classes of the split they were made on"
-            )
 
 
 def best_overlaps(

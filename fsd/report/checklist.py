@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from fsd.params import TEACHER
+from fsd.experiment.params import TEACHER
+from fsd.experiment.schema import Experiment
 from fsd.report.collect import Finished, Unfinished, frame
 from fsd.report.notes import commits, is_dirty
 from fsd.report.tables import BASELINE
-from fsd.schema import Experiment
 
 ENOUGH_SEEDS = 5  # as MLPerf asks for in training a detector
 

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 
-from fsd.params import Params
-from fsd.runs import PAPER, Run, digest, resolve
+from fsd.experiment.params import Params
+from fsd.experiment.runs import PAPER, Run, resolve
+from fsd.files import digest
 
 METRICS = (
     *("ap", "ap50", "ap75", "voc07_ap50", "voc_ap50"),

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from fsd import provenance, runs
-from fsd.params import TEACHER
+from fsd import files
+from fsd.experiment import provenance, runs
+from fsd.experiment.params import TEACHER
+from fsd.experiment.schema import Experiment
 from fsd.report.collect import Finished, read_json
+from fsd.report.columns import NONE
 from fsd.report.page import escape, table
-from fsd.report.render import NONE
 from fsd.report.sections import notes as said
-from fsd.schema import Experiment
 
 # Weights files to what each needs: the fields of deploy.compare.Need.
 Measure = Callable[[list[Path]], list[dict[str, Any]]]
@@ -36,7 +37,7 @@ def detectors(finished: list[Finished], dataset: str) -> list[Finished]:
     found: dict[str, Finished] = {}
     for one in finished:
         if one.run.dataset == dataset:
-            key = runs.digest(_identity(one))
+            key = files.digest(_identity(one))
             if key not in found or not _weights(found[key]).exists():
                 found[key] = one
     return list(found.values())
@@ -70,11 +71,11 @@ def measured(
     for name in chosen.datasets:
         shown = detectors(finished, name)
         what = {"device": provenance.device_name(), "detectors": [_identity(x) for x in shown]}
-        key = runs.digest(what)
+        key = files.digest(what)
         try:
             if shown and key not in kept:
                 kept[key] = what | _measured([_weights(one) for one in shown], measure)
-                runs.write_atomically(path, runs.to_json(kept))
+                files.write_atomically(path, files.to_json(kept))
             out[name] = kept.get(key, "nothing of it is finished")
         except Exception as error:  # whatever it is, the tables do not depend on it
             out[name] = " ".join(str(error).split()) or type(error).__name__

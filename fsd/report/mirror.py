@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from fsd import tracking
-from fsd.params import Params
+from fsd.experiment.params import Params
+from fsd.experiment.schema import Experiment
 from fsd.report.collect import METRICS, Finished
 from fsd.report.tables import BASELINE, Paper
-from fsd.schema import Experiment
 
 NOTE_LIMIT = 4900  # characters that MLflow keeps of a description
 DECIMALS = 4  # of a fraction: MLflow prints all there are and cuts them off with dots

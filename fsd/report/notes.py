@@ -5,12 +5,12 @@ from typing import Any
 
 import pandas as pd
 
-from fsd.params import TEACHER, Params
-from fsd.report import audit
+from fsd.experiment.params import TEACHER, Params
+from fsd.experiment.schema import Experiment
+from fsd.report import leaks
 from fsd.report.collect import Finished, Unfinished, frame
-from fsd.report.render import probability
+from fsd.report.columns import probability
 from fsd.report.tables import BASELINE, rule_of
-from fsd.schema import Experiment
 
 PAPER_NETWORKS = ("yolox_l", "yolox_s")
 
@@ -34,7 +34,7 @@ def footnotes(
         manifest = manifests[dataset]
         notes += _data(dataset, manifest)
         if manifest:
-            notes += audit.footnotes(manifest | {"name": dataset})
+            notes += leaks.footnotes(manifest | {"name": dataset})
         notes += _networks(dataset, own)
         notes += _protocol(dataset, own)
         notes += _coupled(dataset, own)

@@ -5,11 +5,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fsd import runs
-from fsd.params import TEACHER
+from fsd import files
+from fsd.experiment import runs
+from fsd.experiment.params import TEACHER
+from fsd.experiment.schema import Experiment
 from fsd.report.page import embedded, escape, plots
 from fsd.report.sections import Drawing
-from fsd.schema import Experiment
 
 Svgs = dict[str, dict[str, str]]  # data set -> name -> SVG
 
@@ -29,7 +30,7 @@ def write(chosen: Experiment, drawings: dict[str, dict[str, Drawing]], masks: Sv
         )
     }
     for name, text in texts.items():
-        runs.write_if_changed(folder(chosen.name) / name, text)
+        files.write_if_changed(folder(chosen.name) / name, text)
     written = [folder(chosen.name) / name for name in texts]
     for dataset in chosen.datasets:
         found = strips(dataset, chosen, "attention.jpg")

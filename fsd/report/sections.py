@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from fsd import runs
-from fsd.params import TEACHER, Params
-from fsd.report import audit, figures
+from fsd.experiment import runs
+from fsd.experiment.params import TEACHER, Params
+from fsd.experiment.schema import Experiment
+from fsd.report import charts, leaks
 from fsd.report.checklist import Check
 from fsd.report.collect import Finished, frame
+from fsd.report.columns import NONE, Column, lines_of, main_columns, other_columns, used
 from fsd.report.page import escape, plots, table
-from fsd.report.render import NONE, Column, lines_of, main_columns, other_columns, used
 from fsd.report.verdict import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED
-from fsd.schema import Experiment
 
 CLASS = {REPRODUCED: "good", NOT_REPRODUCED: "bad", INCONCLUSIVE: "unsure"}
 
@@ -81,12 +81,12 @@ def notes(texts: list[str]) -> str:
     return f"{shown}<details><summary>{summary}</summary>{items(missing)}</details>"
 
 
-def legend(palette: dict[str, figures.Stroke], finished: list[Finished]) -> str:
+def legend(palette: dict[str, charts.Stroke], finished: list[Finished]) -> str:
     """The methods that have a result, by colour and line."""
     have = {one.run.method for one in finished}
     items = "".join(
         f'<li><i style="border-top:{2 * stroke.width:g}px {stroke.line} '
-        f'{stroke.colour.replace(figures.INK, "currentColor")}"></i>{escape(method)}</li>'
+        f'{stroke.colour.replace(charts.INK, "currentColor")}"></i>{escape(method)}</li>'
         for method, stroke in palette.items()
         if method in have
     )
@@ -104,7 +104,7 @@ def drawings(
     finished: list[Finished], numbers: pd.DataFrame, chosen: Experiment, params: Params
 ) -> dict[str, dict[str, Drawing]]:
     """Data set -> short name -> plot; those are left out for which there is nothing."""
-    palette = figures.strokes(chosen.methods)
+    palette = charts.strokes(chosen.methods)
     rows, margin = frame(finished), params.verdict.margin
     percent = f"{100 * params.verdict.confidence:g} %"
     out = {}
@@ -114,18 +114,18 @@ def drawings(
                 f"Difference to the baseline: dots are seeds, bars {percent} intervals of the mean "
                 f"(cut where they leave the plot), the grey band ±{100 * margin:g}, a diamond the "
                 "paper's difference.",
-                figures.differences(rows, numbers, name, palette, margin),
+                charts.differences(rows, numbers, name, palette, margin),
             ),
             "ap": (
                 "AP of every run (dots), and the mean of the method (line).",
-                figures.ap_dots(rows, name, palette),
+                charts.ap_dots(rows, name, palette),
             ),
             "precision-recall": (
                 "Precision and recall at IoU 0.5, mean over classes and seeds.",
-                figures.pr_curves(finished, name, palette),
+                charts.pr_curves(finished, name, palette),
             ),
         }
-        for title, svg in figures.learning_curves(finished, name, palette).items():
+        for title, svg in charts.learning_curves(finished, name, palette).items():
             text = (
                 f"{title[0].upper()}{title[1:]}: mean of the seeds, band from smallest to largest."
             )
@@ -140,7 +140,7 @@ def drawn(
     found: dict[str, dict[str, Drawing]], finished: list[Finished], chosen: Experiment
 ) -> str:
     """All plots of all data sets."""
-    keys = legend(figures.strokes(chosen.methods), finished)
+    keys = legend(charts.strokes(chosen.methods), finished)
     return "".join(
         f"<h3>{escape(name)}</h3>{keys}{plots({one.caption: one.svg for one in own.values()})}"
         for name, own in found.items()
@@ -194,7 +194,7 @@ def _matrix(found: list[dict[str, Any]]) -> str:
 def audits(manifests: dict[str, dict[str, Any] | None], photos: bool) -> str:
     return "".join(
         f'<h3>{escape(name)}</h3><div class="audit">'
-        + audit.section(manifest | {"name": name}, runs.audit_folder(name) if photos else None)
+        + leaks.section(manifest | {"name": name}, runs.audit_folder(name) if photos else None)
         + "</div>"
         for name, manifest in manifests.items()
         if manifest

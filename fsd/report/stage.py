@@ -5,23 +5,19 @@ from typing import Any
 
 import pandas as pd
 
-from fsd import provenance, runs, tracking
+from fsd import files, tracking
 from fsd.console import console
-from fsd.params import Params
+from fsd.experiment import provenance, runs
+from fsd.experiment.params import Params
+from fsd.experiment.schema import Experiment
 from fsd.report import cost, pictures, sections, tables
 from fsd.report.checklist import checklist
 from fsd.report.collect import Finished, ambiguities, collect, read_json, reference
+from fsd.report.columns import main_columns, other_columns
 from fsd.report.mirror import mirror
 from fsd.report.notes import footnotes
 from fsd.report.page import page
-from fsd.report.render import (
-    latex,
-    latex_notes,
-    main_columns,
-    markdown,
-    other_columns,
-)
-from fsd.schema import Experiment
+from fsd.report.render import latex, latex_notes, markdown
 
 Manifests = dict[str, dict[str, Any] | None]
 
@@ -50,7 +46,7 @@ def report(
     write_tables(numbers, notes, title, chosen, params)
     made = _provenance(finished, chosen, params, command)
     path = runs.table_path(chosen.name, "provenance.json")
-    runs.write_atomically(path, runs.to_json(made))
+    files.write_atomically(path, files.to_json(made))
     checks = checklist(finished, unfinished, chosen, manifests, made["report"])
     speeds = cost.measured(finished, chosen, measure)
     plots = sections.drawings(finished, numbers, chosen, params)
@@ -68,7 +64,7 @@ def report(
         "Foreground masks of FSD": pictures.masks(masks),
         "Provenance": sections.provenance(finished, made["report"]),
     }
-    runs.write_atomically(runs.page_path(chosen.name), page(title, body))
+    files.write_atomically(runs.page_path(chosen.name), page(title, body))
     drawn = pictures.write(chosen, plots, masks)
     mirror(finished, numbers, chosen, params, paper, runs.reported(chosen.name), drawn)
     show(chosen)
@@ -76,9 +72,9 @@ def report(
 
 def _masks(params: Params, chosen: Experiment, photos: bool) -> pictures.Svgs:
     """FSD's masks on images of every data set, none where it is not prepared here."""
-    from fsd.report import masks  # loads torch
+    from fsd.report import mask_pictures  # loads torch
 
-    return {name: masks.drawings(params, name, photos) for name in chosen.datasets}
+    return {name: mask_pictures.drawings(params, name, photos) for name in chosen.datasets}
 
 
 def write_tables(
@@ -90,8 +86,8 @@ def write_tables(
         *(f"# {title}", markdown(numbers, first), "## Other metrics", markdown(numbers, second)),
         "\n".join(f"- {note}" for note in notes),
     ]
-    runs.write_atomically(runs.table_path(chosen.name, "md"), "\n\n".join(parts) + "\n")
-    runs.write_atomically(runs.table_path(chosen.name, "csv"), numbers.to_csv(index=False))
+    files.write_atomically(runs.table_path(chosen.name, "md"), "\n\n".join(parts) + "\n")
+    files.write_atomically(runs.table_path(chosen.name, "csv"), numbers.to_csv(index=False))
     # A page of paper is narrow: the checkpoint's rule stands in the notes, P(Δ > 0) in the CSV.
     brief = [column for column in first if column.name not in ("rule", "p_better")]
     parts = [
@@ -100,7 +96,7 @@ def write_tables(
         latex(numbers, second, f"{title}: other metrics.", f"tab:{chosen.name}-metrics"),
         latex_notes(notes),
     ]
-    runs.write_atomically(runs.table_path(chosen.name, "tex"), "\n\n".join(parts) + "\n")
+    files.write_atomically(runs.table_path(chosen.name, "tex"), "\n\n".join(parts) + "\n")
 
 
 def _provenance(

@@ -5,11 +5,11 @@ from typing import Any
 
 import pandas as pd
 
-from fsd.params import TEACHER, Params
+from fsd.experiment.params import TEACHER, Params
+from fsd.experiment.schema import Experiment
 from fsd.report.collect import METRICS, Finished, frame
 from fsd.report.stats import Difference, agreement, dunnett, holm, paired, seeds_needed
 from fsd.report.verdict import judge
-from fsd.schema import Experiment
 
 BASELINE = "baseline"
 RULES = {"last": "last epoch", "best_val": "best on val", "best_test": "best on test (optimistic)"}

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fsd.data.store import manifest
-from fsd.params import Params
-from fsd.runs import Run, digest, key, resolve
-from fsd.train import store
+from fsd.experiment.params import Params
+from fsd.experiment.runs import Run, key, resolve
+from fsd.files import digest
+from fsd.train import run_store
 from fsd.train.parts import needs_teacher
 from fsd.train.validate import DATA
 
@@ -32,10 +33,10 @@ def standing(params: Params, run: Run) -> Standing:
     try:
         facts = manifest(DATA, run.dataset)
         parts["data"] = facts["key"]
-        teacher = store.teacher_key(run.dataset) if needs_teacher(plan) else None
+        teacher = run_store.teacher_key(run.dataset) if needs_teacher(plan) else None
         if teacher:
             parts["teacher"] = teacher
-        place = store.Store(named := key(plan, facts["key"], teacher), store.STORES / named)
+        place = run_store.Store(named := key(plan, facts["key"], teacher), run_store.STORES / named)
     except ValueError as error:
         return Standing("waiting", str(error), parts, list(_differences(run, plan)))
     parts["key"] = place.key
@@ -44,7 +45,7 @@ def standing(params: Params, run: Run) -> Standing:
     return Standing(state, why, parts, others)
 
 
-def _state(run: Run, plan: dict[str, Any], place: store.Store) -> tuple[str, str]:
+def _state(run: Run, plan: dict[str, Any], place: run_store.Store) -> tuple[str, str]:
     epochs = plan["network"]["train"]["epochs"]
     through = len(_lines(place.log))
     if place.done.exists():
@@ -74,7 +75,7 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def _held(place: store.Store) -> bool:
+def _held(place: run_store.Store) -> bool:
     """Whether a living process on this machine (or file system) holds the run's lock."""
     try:
         with (place.folder / "lock").open("r") as file:
@@ -91,7 +92,7 @@ def _differences(
 ) -> Iterator[tuple[str, str, Any, Any]]:
     """Every field by which the finished runs of this data set, method and seed differ from this."""
     here = _flat(plan)
-    for path in sorted(store.STORES.glob("*/provenance.json")):
+    for path in sorted(run_store.STORES.glob("*/provenance.json")):
         made = json.loads(path.read_text(encoding="utf-8"))
         if made["plan"]["run"] != run._asdict() or made["key"] == own:
             continue

@@ -9,19 +9,13 @@ import torch
 
 from fsd.console import console
 from fsd.data.store import open_split
+from fsd.evaluate.inference import predict
 from fsd.evaluate.metrics import evaluate_detections
-from fsd.evaluate.predict import predict
+from fsd.experiment.params import Params
+from fsd.experiment.runs import Run, evaluate_settings, resolve, teacher_run
+from fsd.files import to_json, write_atomically
 from fsd.models.build import load_detector
-from fsd.params import Params
-from fsd.runs import (
-    Run,
-    evaluate_settings,
-    resolve,
-    teacher_run,
-    to_json,
-    write_atomically,
-)
-from fsd.train import store
+from fsd.train import run_store
 from fsd.train.validate import DATA
 
 
@@ -65,7 +59,7 @@ def _teacher_ap(params: Params, dataset: str) -> float:
     if found is not None:
         return found[0]
     settings = evaluate_settings(params, dataset)
-    kept = store.STORES / store.teacher_key(dataset) / "gate.json"
+    kept = run_store.STORES / run_store.teacher_key(dataset) / "gate.json"
     try:
         record = json.loads(kept.read_text(encoding="utf-8"))
     except FileNotFoundError:

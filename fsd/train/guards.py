@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fsd.runs import Run
+from fsd.experiment.runs import Run
 
 EXPLODED = 10.0  # an epoch's mean loss over the smallest one before it
 

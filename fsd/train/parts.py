@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from fsd import distill
+from fsd.experiment.runs import teacher_run
 from fsd.models.build import build_network, build_normalise
 from fsd.models.criterion import Criterion
 from fsd.models.inputs import Normalise
 from fsd.models.weights import load_weights
 from fsd.models.yolox import YOLOX
-from fsd.runs import teacher_run
 from fsd.train.loop import TrainModule, pick
 
 

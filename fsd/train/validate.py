@@ -7,10 +7,11 @@ from torch import nn
 
 from fsd.data.split import Split
 from fsd.data.store import open_split
-from fsd.evaluate.metrics import Found, evaluate_detections
-from fsd.evaluate.predict import predict
-from fsd.params import Params
-from fsd.runs import Run
+from fsd.evaluate.detections import Found
+from fsd.evaluate.inference import predict
+from fsd.evaluate.metrics import evaluate_detections
+from fsd.experiment.params import Params
+from fsd.experiment.runs import Run
 
 DATA = Path("data")
 HIT = 0.5  # IoU from which a box lies where an object is

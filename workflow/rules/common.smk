@@ -48,7 +48,7 @@ def cores():
 
 def training_threads():
     """So many that as many trainings run at once as the GPUs take; one at a time without."""
-    places = flow.trainings_at_once(PARAMS.compute.trainings_per_gpu)
+    places = launch.trainings_at_once(PARAMS.compute.trainings_per_gpu)
     return max(1, cores() // places)
 
 

@@ -1,0 +1,137 @@
+"""The store of a run: a folder named by everything that shapes its weights.
+
+`results/store/<key>/` holds last.pt (resume state), log.jsonl, weights.pt, provenance.json and, at
+the end, done. No orchestrator declares it, so none deletes it; other parameters have another key,
+so a state never meets them; a lock keeps two processes from training one run.
+"""
+
+import fcntl
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fsd.console import console
+from fsd.experiment.runs import TRAINED, Run, key, teacher_run
+from fsd.files import sha256, to_json, write_atomically
+from fsd.train import checkpoint
+
+STORES = Path("results/store")
+
+
+class Store(NamedTuple):
+    """Paths of one run's store."""
+
+    key: str
+    folder: Path
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "last.pt"
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "weights.pt"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.jsonl"
+
+    @property
+    def provenance(self) -> Path:
+        return self.folder / "provenance.json"
+
+    @property
+    def done(self) -> Path:
+        return self.folder / "done"
+
+
+class BusyError(ValueError):
+    """Another process holds the run."""
+
+
+def teacher_key(dataset: str) -> str:
+    """The key of the trained teacher of a data set; ValueError where it is not trained yet."""
+    path = teacher_run(dataset).folder / "provenance.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["key"]
+    except FileNotFoundError:
+        raise ValueError(
+            f"the teacher of {dataset} is not trained: run `fsd teacher --dataset {dataset}` first"
+        ) from None
+
+
+def open_store(plan: dict[str, Any], manifest: dict[str, Any], teacher: str | None) -> Store:
+    """The store of that plan over a prepared data set, made where it is not there."""
+    name = key(plan, manifest["key"], teacher)
+    folder = STORES / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return Store(name, folder)
+
+
+def adopt(store: Store, run: Run) -> bool:
+    """Whether the run is done: here, or elsewhere and brought here as its declared outputs."""
+    if store.done.exists():
+        return True
+    try:
+        made = json.loads((run.folder / "provenance.json").read_text(encoding="utf-8"))
+        brought = made["key"] == store.key and made["weights_sha256"] == sha256(
+            run.folder / "weights.pt"
+        )
+    except (FileNotFoundError, ValueError, KeyError):
+        return False
+    if not brought or not (run.folder / "log.jsonl").exists():
+        return False
+    for name in TRAINED:
+        checkpoint.export(run.folder / name, store.folder / name)
+    store.done.touch()
+    return True
+
+
+@contextmanager
+def failure_noted(store: Store, run: Run) -> Iterator[None]:
+    """Leave failed.json beside the run's outputs where it fails, for the report; none where not."""
+    note = run.folder / "failed.json"
+    note.unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        write_atomically(note, to_json({"key": store.key, "error": text, "when": when}))
+        raise
+
+
+@contextmanager
+def locked(store: Store, run: Run, *, wait: bool = True) -> Iterator[None]:
+    """Hold the run. Where another living process does: wait for it, or raise BusyError.
+
+    Who waits finds the run done afterwards, or continues it where the other one was stopped.
+    """
+    with open(store.folder / "lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read() or "another process"
+            if not wait:
+                raise BusyError(
+                    f"{run.name} is being trained by {holder}: wait for it, or stop it and "
+                    "run this again to continue from its last epoch"
+                ) from None
+            console.print(f"{run.name} is being trained by {holder}: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+def export(store: Store, run: Run) -> None:
+    """Give the finished run its declared outputs."""
+    for name in TRAINED:
+        checkpoint.export(store.folder / name, run.folder / name)
