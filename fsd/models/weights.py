@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 COUNTER = "num_batches_tracked"  # of a batch norm; not used here, and absent from some files
 
+_NORM = ("weight", "bias", "running_mean")
+
 
 class Loaded(NamedTuple):
     """What became of the model's entries, batch-norm counters not counted."""
@@ -18,6 +20,7 @@ class Loaded(NamedTuple):
     loaded: int
     total: int
     left_out: tuple[str, ...]  # "key (reason)", of the model's entries and of the file's
+    folded: bool  # the file's batch norms do nothing but add: see `_folded`
 
 
 def load_weights(model: nn.Module, path: str | Path, *, partial: bool = False) -> Loaded:
@@ -57,7 +60,22 @@ def load_weights(model: nn.Module, path: str | Path, *, partial: bool = False) -
         raise ValueError(f"{path} has no entry that fits the model: choose another weights file")
     counters = {name: own[name].new_zeros(()) for name in own if name.endswith(COUNTER)}
     model.load_state_dict(counters | fitting, strict=False)
-    return Loaded(len(loaded), len(wanted), tuple(left_out))
+    return Loaded(len(loaded), len(wanted), tuple(left_out), _folded(fitting))
+
+
+def _folded(state: dict[str, Tensor]) -> bool:
+    """Whether every batch norm has weight 1 and mean 0, but some bias: an export folded the rest into
+    the convolutions.
+
+    Such a network computes the same, and cannot be trained further: in training mode a batch norm
+    divides by the batch's deviation, and the channels' scales, which only the weights kept, are lost.
+    """
+    ends = {end: [v for k, v in state.items() if k.endswith(f".bn.{end}")] for end in _NORM}
+    return bool(ends["weight"]) and (
+        all(bool((x == 1).all()) for x in ends["weight"])
+        and all(bool((x == 0).all()) for x in ends["running_mean"])
+        and any(bool((x != 0).any()) for x in ends["bias"])
+    )
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -213,6 +213,33 @@ def test_npz_without_counters(tmp_path):
     assert model.backbone.lateral_conv0.bn.num_batches_tracked == 0
 
 
+def test_folded_batch_norms_are_noticed(tmp_path):
+    """Folded as an export does it: the same numbers, and nothing left to train from."""
+    source, model = tiny(seed=1), tiny(seed=2)
+    source.train()(pixels(2, 32, 32))
+    source.eval()
+    images = pixels(1, 32, 32)
+    before = source(images).cls_logits
+    assert not load_weights(model, _saved(tmp_path, source)).folded
+    for block in source.modules():
+        if hasattr(block, "bn"):
+            bn, conv = block.bn, block.conv
+            scale = bn.weight.data / (bn.running_var + bn.eps).sqrt()
+            conv.weight.data *= scale[:, None, None, None]
+            bn.bias.data -= bn.running_mean * scale
+            bn.weight.data.fill_(1)
+            bn.running_mean.zero_()
+            bn.running_var.fill_(1 - bn.eps)
+    torch.testing.assert_close(source(images).cls_logits, before, rtol=1e-3, atol=1e-3)
+    assert load_weights(model, _saved(tmp_path, source)).folded
+    assert not load_weights(model, _saved(tmp_path, tiny(seed=3))).folded  # new ones have no bias yet
+
+
+def _saved(folder, model: nn.Module):
+    torch.save(model.state_dict(), folder / "weights.pth")
+    return folder / "weights.pth"
+
+
 def test_other_classes_need_partial_and_say_what_is_left_out(tmp_path):
     source, model, untouched = tiny(80, seed=1), tiny(2, seed=2), tiny(2, seed=2)
     torch.save(source.state_dict(), tmp_path / "coco.pth")
