@@ -1,11 +1,22 @@
-"""Files as every stage writes and names them: JSON in one form, content by its hash, whole or not at all."""
+"""Files as every stage writes, names and reads them: JSON in one form, whole or not at all, and never
+taken for what a record says without being held to its hash.
+"""
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+SEAL = "record_sha256"  # of a record's other entries
+MEMORY = ".hashes.json"  # in a folder: the hashes of what lies below, with what tells a change
+
+
+class DamagedError(ValueError):
+    """A file is not what its record says, or a record is not what it was when it was written."""
 
 
 def sha256(path: str | Path) -> str:
@@ -46,3 +57,86 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+# --- records -------------------------------------------------------------------------------------
+
+
+def write_record(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object that `read_record` can tell from a damaged or edited one."""
+    write_atomically(path, to_json(content | {SEAL: _sealed(content)}))
+
+
+def read_record(path: Path, needs: Iterable[str] = ()) -> dict[str, Any]:
+    """The object that a record holds, without its seal; records from before there were seals pass.
+
+    FileNotFoundError where it is missing; DamagedError, naming the file, where it is cut off, no object,
+    lacks one of the entries in `needs`, or was changed after it was written.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        raise DamagedError(f"{path} is damaged: it is cut off or no JSON") from None
+    if not isinstance(content, dict):
+        raise DamagedError(f"{path} is damaged: it holds no JSON object")
+    seal = content.pop(SEAL, None)
+    if seal is not None and seal != _sealed(content):
+        raise DamagedError(
+            f"{path} was changed after it was written: its numbers are not to be used"
+        )
+    missing = [name for name in needs if name not in content]
+    if missing:
+        raise DamagedError(f"{path} is damaged: it says nothing of {', '.join(missing)}")
+    return content
+
+
+def _sealed(content: dict[str, Any]) -> str:
+    return hashlib.sha256(to_json(content).encode()).hexdigest()
+
+
+# --- contents by their hash ----------------------------------------------------------------------
+
+
+def read_verified(path: Path, expected: str, advice: str) -> bytes:
+    """A file's content, if its sha256 is the expected one; else DamagedError that ends with the advice.
+
+    Hashed and used are the same bytes: nothing can change between the two.
+    """
+    data = path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise DamagedError(
+            f"{path} is not the file that its record names (sha256 {found[:12]}, not {expected[:12]}): "
+            f"{advice}"
+        )
+    return data
+
+
+def remembered_sha256(path: Path, root: Path) -> str:
+    """As `sha256`, but hashed again only where size, times or inode changed since it last was.
+
+    What is known stands in a file in `root`, where that can be written. A change that keeps size and
+    time of change (not of modification: that can be set) goes unseen, and no program makes one.
+    """
+    place, memory = str(path.resolve()), root / MEMORY
+    stat = path.stat()
+    state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    known = _memory(memory)
+    if known.get(place, [None])[:-1] == state:
+        return known[place][-1]
+    digest = sha256(path)
+    with contextlib.suppress(OSError):  # of a folder that is only read
+        write_atomically(memory, to_json(_memory(memory) | {place: [*state, digest]}))
+    return digest
+
+
+def _memory(path: Path) -> dict[str, list]:
+    """What is remembered; nothing where the file is missing or damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    sound = isinstance(found, dict) and all(
+        isinstance(v, list) and len(v) == 5 for v in found.values()
+    )
+    return found if sound else {}

@@ -232,7 +232,9 @@ def test_folded_batch_norms_are_noticed(tmp_path):
             bn.running_var.fill_(1 - bn.eps)
     torch.testing.assert_close(source(images).cls_logits, before, rtol=1e-3, atol=1e-3)
     assert load_weights(model, _saved(tmp_path, source)).folded
-    assert not load_weights(model, _saved(tmp_path, tiny(seed=3))).folded  # new ones have no bias yet
+    assert not load_weights(
+        model, _saved(tmp_path, tiny(seed=3))
+    ).folded  # new ones have no bias yet
 
 
 def _saved(folder, model: nn.Module):
