@@ -64,7 +64,12 @@ def write_atomically(path: Path, text: str) -> None:
 
 def write_record(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON object that `read_record` can tell from a damaged or edited one."""
-    write_atomically(path, to_json(content | {SEAL: _sealed(content)}))
+    write_atomically(path, to_json(sealed(content)))
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """The content with a hash of itself, as `read_record` wants it."""
+    return content | {SEAL: _seal(content)}
 
 
 def read_record(path: Path, needs: Iterable[str] = ()) -> dict[str, Any]:
@@ -80,7 +85,7 @@ def read_record(path: Path, needs: Iterable[str] = ()) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DamagedError(f"{path} is damaged: it holds no JSON object")
     seal = content.pop(SEAL, None)
-    if seal is not None and seal != _sealed(content):
+    if seal is not None and seal != _seal(content):
         raise DamagedError(
             f"{path} was changed after it was written: its numbers are not to be used"
         )
@@ -90,7 +95,7 @@ def read_record(path: Path, needs: Iterable[str] = ()) -> dict[str, Any]:
     return content
 
 
-def _sealed(content: dict[str, Any]) -> str:
+def _seal(content: dict[str, Any]) -> str:
     return hashlib.sha256(to_json(content).encode()).hexdigest()
 
 
@@ -118,7 +123,7 @@ def remembered_sha256(path: Path, root: Path) -> str:
     What is known stands in a file in `root`, where that can be written. A change that keeps size and
     time of change (not of modification: that can be set) goes unseen, and no program makes one.
     """
-    place, memory = str(path.resolve()), root / MEMORY
+    place, memory = os.path.relpath(path.resolve(), root.resolve()), root / MEMORY
     stat = path.stat()
     state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     known = _memory(memory)

@@ -30,6 +30,7 @@ from fsd.data.store import (
     targets_path,
     write_targets,
 )
+from fsd.files import read_record, sealed
 from fsd.lock import locked
 
 
@@ -68,8 +69,8 @@ def prepare(
                     place, audited=checks.VERSION
                 ):  # nobody made it while this process waited
                     _build(place, plan, progress, workers)
-        facts = {"name": name} | json.loads((place / "manifest.json").read_text(encoding="utf-8"))
-        text = json.dumps(facts, indent=1) + "\n"
+        facts = {"name": name} | read_record(place / "manifest.json")
+        text = as_text(facts)
         path = root / name / "manifest.json"
         _audited(name, place, facts["audit"], path, leaks, pictures)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
@@ -83,6 +84,11 @@ def prepare(
     return path
 
 
+def as_text(facts: dict[str, Any]) -> str:
+    """A manifest as it is written: splits stay in their order."""
+    return json.dumps(sealed(facts), indent=1) + "\n"
+
+
 def _audited(
     name: str, place: Path, found: dict[str, Any], path: Path, leaks: str, pictures: Path | None
 ) -> None:
@@ -93,9 +99,6 @@ def _audited(
     if why and leaks == "refuse":
         path.unlink(missing_ok=True)
         raise ValueError(why)
-
-
-# --- reading ------------------------------------------------------------------------------------
 
 
 # --- building -----------------------------------------------------------------------------------
@@ -134,7 +137,7 @@ def _build(
                 if progress:
                     progress(count, len(jobs), job.split)
         in_order = {split: [done[i] for i in range(len(done))] for split, done in made.items()}
-        text = json.dumps(_facts(place.name, folder, plan, in_order), indent=1) + "\n"
+        text = as_text(_facts(place.name, folder, plan, in_order))
         (folder / "manifest.json").write_text(text, encoding="utf-8")
         shutil.rmtree(place, ignore_errors=True)  # a damaged one
         folder.rename(place)

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fsd.data.split import Split
+from fsd.files import DamagedError, digest, read_record, remembered_sha256
 
 STORE_VERSION = 1  # raise when the same parameters and source would give another content
 
@@ -49,27 +50,34 @@ def key(spec: Described, origin: Mapping[str, Any]) -> str:
 
 
 def manifest(root: Path, name: str) -> dict[str, Any]:
-    """The manifest of a prepared data set; ValueError where there is none."""
+    """The manifest of a prepared data set; ValueError where there is none, or a damaged one."""
     path = Path(root) / name / "manifest.json"
+    advice = f"run `fsd prepare --dataset {name}`"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ValueError(
-            f"the data set {name} is not prepared ({path}): run `fsd prepare --dataset {name}`"
-        ) from None
+        return read_record(path, ("key", "classes", "splits"))
+    except OSError:
+        raise ValueError(f"the data set {name} is not prepared ({path}): {advice}") from None
+    except DamagedError as error:
+        raise ValueError(f"{error}: {advice}") from None
+
+
+def content(facts: Mapping[str, Any]) -> str:
+    """16 hex digits over the hashes of all files of a data set: what a result was made from."""
+    return digest({split: entry["files"] for split, entry in facts["splits"].items()})
 
 
 def open_split(root: Path, name: str, split: str) -> Split:
     """A split of a prepared data set, its images a read-only memory map.
 
-    Raises ValueError where it is not prepared, damaged, or has no such split.
+    Raises ValueError where it is not prepared, has no such split, or where the files are not those that
+    its manifest names: each is hashed before its first use, and again where it changed since.
     """
     facts = manifest(root, name)
     if split not in facts["splits"]:
         known = ", ".join(facts["splits"])
         raise ValueError(f"the data set {name} has no split {split}: it has {known}")
     place = Path(root) / "store" / facts["key"]
-    if not is_whole(place):
+    if not _sound(place, facts["splits"][split]["files"]):
         raise ValueError(
             f"the images of {name} are missing or damaged ({place}): "
             f"run `fsd prepare --dataset {name}`"
@@ -136,22 +144,33 @@ def seal(path: Path) -> tuple[str, dict[str, Any]]:
     """Flush a file to the disk; returns its name, size and sha256."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return path.name, {"bytes": path.stat().st_size, "sha256": digest}
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    return path.name, {"bytes": path.stat().st_size, "sha256": found}
 
 
 def beside(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}.{suffix}")
 
 
-def is_whole(place: Path, *, audited: int | None = None) -> bool:
-    """Whether a store has all its files, in the sizes its manifest tells, and an audit of that version."""
+def is_whole(place: Path, *, audited: int) -> bool:
+    """Whether a store's files are those that its manifest names, and an audit of that version is there."""
     try:
-        facts = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
-        if audited is not None and facts.get("audit", {}).get("version") != audited:
+        facts = read_record(place / "manifest.json")
+        if facts.get("audit", {}).get("version") != audited:
             return False
-        splits = facts["splits"]
-        files = {name: facts for entry in splits.values() for name, facts in entry["files"].items()}
-        return all((place / name).stat().st_size == f["bytes"] for name, f in files.items())
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
+        return all(_sound(place, entry["files"]) for entry in facts["splits"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _sound(place: Path, files: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether each file has the size and the hash it is to have."""
+    try:
+        return all(
+            (place / name).stat().st_size == f["bytes"] for name, f in files.items()
+        ) and all(
+            remembered_sha256(place / name, place.parent) == f["sha256"]
+            for name, f in files.items()
+        )
+    except OSError:
         return False

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 from fsd.experiment.schema import Groups
+from fsd.files import MEMORY
 
 
 @dataclass
@@ -37,9 +38,11 @@ def voc_spec(path, **changes):
 
 
 def snapshot(root):
-    """Every file and folder below `root` with its content."""
+    """Every file and folder below `root` with its content, but what is remembered of hashes."""
     return {
-        str(p.relative_to(root)): p.read_bytes() if p.is_file() else None for p in root.rglob("*")
+        str(p.relative_to(root)): p.read_bytes() if p.is_file() else None
+        for p in root.rglob("*")
+        if p.name != MEMORY
     }
 
 
