@@ -1,16 +1,16 @@
 """Detectors from their description, and from a weights file of this project."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from fsd.models.inputs import Normalise
-from fsd.models.weights import load_weights
+from fsd.models.weights import load_state, read_content
 from fsd.models.yolox import SIZES, YOLOX
+
+LARGEST = 8.0  # depth and width of a weights file that are believed; YOLOX-X has 1.33 and 1.25
 
 
 def build_network(network: Mapping[str, Any], classes: int) -> YOLOX:
@@ -25,17 +25,22 @@ def build_normalise(recipe: Mapping[str, Any]) -> Normalise:
     return Normalise(recipe["channels"], recipe["mean"], recipe["std"])
 
 
-def load_detector(path: Path) -> tuple[nn.Sequential, dict[str, Any]]:
+def load_detector(path: Path, expected: str | None = None) -> tuple[nn.Sequential, dict[str, Any]]:
     """A detector from raw BGR pixels to Outputs, and what its weights file says of itself.
 
     The description holds run, data (classes, input_px), network and recipe, as in params.yaml.
+    expected: the file's sha256, where a record tells it. Raises FileNotFoundError, and ValueError for a
+    file that is damaged, another one than expected, or no weights.pt of this project.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file at {path}")
+    content = read_content(path, expected)
     try:
-        meta = torch.load(path, map_location="cpu", weights_only=True)["meta"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a weights.pt of a run of this project") from error
-    network = build_network(meta["network"], len(meta["data"]["classes"]))
-    load_weights(network, path)
-    return nn.Sequential(build_normalise(meta["recipe"]), network).eval(), meta
+        meta = content["meta"]
+        size = meta["network"]["size"] is None
+        if size and not all(0 < meta["network"][key] <= LARGEST for key in ("depth", "width")):
+            raise ValueError
+        network = build_network(meta["network"], len(meta["data"]["classes"]))
+        normalise = build_normalise(meta["recipe"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+        raise ValueError(f"{path} is not a weights.pt of a run of this project") from None
+    load_state(network, content, path)
+    return nn.Sequential(normalise, network).eval(), meta

@@ -1,14 +1,21 @@
 """Published YOLOX weights, and our own, into a detector; says what was left out and why."""
 
+import hashlib
+import io
+import json
 import pickle
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fsd.files import DamagedError, read_verified
+
+SEAL = "sha256"  # in the description inside a weights.pt: see `fingerprint`
+ADVICE = "train that run again (the same command), or copy its folder again"
 COUNTER = "num_batches_tracked"  # of a batch norm; not used here, and absent from some files
 
 _NORM = ("weight", "bias", "running_mean")
@@ -23,19 +30,26 @@ class Loaded(NamedTuple):
     folded: bool  # the file's batch norms do nothing but add: see `_folded`
 
 
-def load_weights(model: nn.Module, path: str | Path, *, partial: bool = False) -> Loaded:
+def load_weights(
+    model: nn.Module, path: str | Path, *, partial: bool = False, expected: str | None = None
+) -> Loaded:
     """Copies the weights in `path` into `model`, entry by entry of equal name and shape.
 
     Reads the official repository's checkpoints and our weights.pt (a mapping with the state
     under "model" or "ema"), a plain state dict, and .npz archives with the state's names as keys.
-    No file can execute code.
+    No file can execute code. expected: the file's sha256, where a record tells it.
 
-    Raises FileNotFoundError, and ValueError where the file is damaged or holds anything but
-    tensors, or where an entry does not fit, unless `partial`, which leaves such entries as they
-    are. An error leaves the model as it was.
+    Raises FileNotFoundError, and ValueError where the file is damaged, another one than expected, or
+    holds anything but tensors, or where an entry does not fit, unless `partial`, which leaves such
+    entries as they are. An error leaves the model as it was.
     """
     path = Path(path)
-    found = _read(path)
+    return load_state(model, read_content(path, expected), path, partial=partial)
+
+
+def load_state(model: nn.Module, content: Any, path: Path, *, partial: bool = False) -> Loaded:
+    """As `load_weights`, from what `read_content` found in the file."""
+    found = _state(content, path)
     own = model.state_dict()
     wanted = {name for name in own if not name.endswith(COUNTER)}
     fitting, left_out = {}, []
@@ -78,10 +92,44 @@ def _folded(state: dict[str, Tensor]) -> bool:
     )
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def fingerprint(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
+    """sha256 over every tensor's name, type, shape and bytes, and over the description beside them.
+
+    It stands in the description itself, so that a weights.pt without any record is still known to hold
+    the numbers it was saved with.
+    """
+    total = hashlib.sha256()
+    said = {name: value for name, value in meta.items() if name != SEAL}
+    total.update(json.dumps(said, sort_keys=True).encode())
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        total.update(f"\0{name} {value.dtype} {list(value.shape)}\0".encode())
+        total.update(value.reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def read_content(path: Path, expected: str | None = None) -> Any:
+    """What a weights file holds, tensors on the CPU. Raises as `load_weights`."""
     if not path.is_file():
         raise FileNotFoundError(f"no weights file at {path}: check the path in params.yaml")
-    state = _read_npz(path) if path.suffix == ".npz" else _read_torch(path)
+    data = path.read_bytes() if expected is None else read_verified(path, expected, ADVICE)
+    content = _read_npz(data, path) if path.suffix == ".npz" else _read_torch(data, path)
+    meta = content.get("meta") if isinstance(content, dict) else None
+    if isinstance(meta, dict) and SEAL in meta:
+        try:
+            same = fingerprint(content["model"], meta) == meta[SEAL]
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+            same = False
+        if not same:
+            raise DamagedError(
+                f"{path} is damaged: it holds other numbers than were saved: {ADVICE}"
+            )
+    return content
+
+
+def _state(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict of a file's content."""
+    state = _unwrap(content)
     if not isinstance(state, dict) or not state:
         raise ValueError(f"{path} holds no state dict: choose a weights file of this detector")
     for name, value in state.items():
@@ -94,10 +142,10 @@ def _read(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _read_torch(path: Path) -> object:
+def _read_torch(data: bytes, path: Path) -> object:
     try:
         with torch.serialization.safe_globals(_numpy_scalars()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "Weights only load failed" in str(error):
             raise ValueError(
@@ -105,9 +153,8 @@ def _read_torch(path: Path) -> object:
                 "model's state dict alone"
             ) from error
         raise ValueError(f"{path} is damaged: download or save it again") from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, TypeError) as error:
+    except Exception as error:  # whatever a damaged file makes of the library
         raise ValueError(f"{path} is damaged or no PyTorch file: get it again") from error
-    return _unwrap(content)
 
 
 def _unwrap(content: object) -> object:
@@ -118,11 +165,11 @@ def _unwrap(content: object) -> object:
     return content
 
 
-def _read_npz(path: Path) -> dict[str, Tensor]:
+def _read_npz(data: bytes, path: Path) -> dict[str, Tensor]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             return {name: torch.from_numpy(np.asarray(archive[name])) for name in archive.files}
-    except (ValueError, TypeError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever a damaged file makes of the library
         raise ValueError(f"{path} is damaged or holds something other than arrays") from error
 
 

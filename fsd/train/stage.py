@@ -19,6 +19,7 @@ from fsd.experiment import provenance
 from fsd.experiment.params import Params
 from fsd.experiment.runs import Run, resolve
 from fsd.files import to_json, write_atomically
+from fsd.models.weights import SEAL, fingerprint
 from fsd.models.yolox import for_inference
 from fsd.train import checkpoint, compiled, controls, devices, gate, guards, parallel, run_store
 from fsd.train.loop import TrainModule, pick, train_epoch
@@ -255,6 +256,7 @@ def _finish(
     place = job.place
     meta = {key: job.plan[key] for key in ("run", "data", "network", "recipe")}
     weights = {name: value.cpu().contiguous() for name, value in chosen["model"].items()}
+    meta[SEAL] = fingerprint(weights, meta)
     checkpoint.save({"model": weights, "meta": meta}, place.weights)
     record = {
         "key": place.key,
