@@ -1,6 +1,5 @@
 """The records of many runs, and the paper's numbers to hold beside them."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,8 +7,9 @@ import pandas as pd
 import yaml
 
 from fsd.experiment.params import Params
+from fsd.experiment.records import read_log, results
 from fsd.experiment.runs import PAPER, Run, resolve
-from fsd.files import digest
+from fsd.files import DamagedError, digest, read_record
 
 METRICS = (
     *("ap", "ap50", "ap75", "voc07_ap50", "voc_ap50"),
@@ -36,48 +36,41 @@ class Unfinished(NamedTuple):
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The file's content, or None where it is missing."""
+    """The record's content, or None where it is missing. DamagedError as `files.read_record`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_record(path)
     except FileNotFoundError:
         return None
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log.jsonl; empty where it is missing."""
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
-        return []
 
 
 def collect(params: Params, wanted: list[Run]) -> tuple[list[Finished], list[Unfinished]]:
     """Every wanted run in one of the two lists, in the order asked for."""
     finished, unfinished = [], []
     for run in wanted:
-        made = read_json(run.folder / "provenance.json")
-        metrics = read_json(run.folder / "metrics.json")
-        if made is None:
+        if not (run.folder / "provenance.json").exists():
             unfinished.append(Unfinished(run, _failure(run) or "not trained to its end"))
-        elif metrics is None:
+        elif not (run.folder / "metrics.json").exists():
             unfinished.append(Unfinished(run, "trained, not evaluated"))
-        elif metrics["key"] != made["key"]:
-            unfinished.append(Unfinished(run, "trained anew since it was evaluated"))
-        elif metrics.get("data", made["data"]["key"]) != made["data"]["key"]:
-            unfinished.append(Unfinished(run, "evaluated on other data than it was trained on"))
         else:
+            try:
+                made, metrics, log = results(run)
+            except DamagedError as error:
+                unfinished.append(Unfinished(run, str(error)))
+                continue
             current = digest(made["plan"]) == digest(resolve(params, run))
-            log = read_log(run.folder / "log.jsonl")
             finished.append(Finished(run, metrics, made, log, current))
     return finished, unfinished
 
 
 def _failure(run: Run) -> str | None:
     """Why its training ended, as that noted it, and how far it had come."""
-    note = read_json(run.folder / "failed.json")
-    if note is None:
+    try:
+        note = read_record(run.folder / "failed.json", ("key", "error"))
+        log = read_log(Path("results/store") / note["key"] / "log.jsonl")
+    except FileNotFoundError:
         return None
-    log = read_log(Path("results/store") / note["key"] / "log.jsonl")
+    except DamagedError as error:
+        return str(error)
     last = f" after epoch {log[-1]['epoch']}, loss {log[-1]['loss']:.3g}" if log else ""
     return f"failed{last}: {note['error']}"
 

@@ -4,7 +4,6 @@ Speed in use is no result of a run: it belongs to a machine. It is measured once
 the command line hands in, and kept beside the page, so that a page made again says the same.
 """
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from fsd import files
 from fsd.experiment import provenance, runs
 from fsd.experiment.params import TEACHER
 from fsd.experiment.schema import Experiment
+from fsd.files import DamagedError
 from fsd.report.collect import Finished, read_json
 from fsd.report.columns import NONE
 from fsd.report.page import escape, table
@@ -85,7 +85,7 @@ def measured(
 def _read(path: Path) -> dict[str, Any]:
     try:
         return read_json(path) or {}
-    except json.JSONDecodeError:  # it can be measured again
+    except DamagedError:  # it can be measured again
         return {}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from fsd.experiment import runs
 from fsd.experiment.params import Params
+from fsd.files import sha256
 from fsd.report.collect import METRICS
 
 CLASSES = ["fall", "no_fall"]
@@ -95,6 +96,13 @@ def write_run(params: Params, run: runs.Run, ap: float, epochs: int = 4, **chang
     (run.folder / "log.jsonl").write_text("".join(lines))
     for name, grey in (("preview", 90), ("attention", 30)):
         cv2.imwrite(str(run.folder / f"{name}.jpg"), np.full((40, 320, 3), grey, np.uint8))
+
+
+def name_weights(run: runs.Run) -> None:
+    """Let the provenance name the weights that lie beside it."""
+    path = run.folder / "provenance.json"
+    made = json.loads(path.read_text()) | {"weights_sha256": sha256(run.folder / "weights.pt")}
+    path.write_text(json.dumps(made))
 
 
 def write_manifest(dataset: str, **changes: Any) -> None:

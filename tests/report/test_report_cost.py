@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 from deploy_cases import write_weights
-from made_up import write_manifest, write_paper, write_run
+from made_up import name_weights, write_manifest, write_paper, write_run
 from micro import micro
 
 from fsd import cli
@@ -33,6 +33,7 @@ def results(tmp_path, monkeypatch):
     for method in ("teacher", "baseline", "cwd"):
         write_run(params, runs.Run("micro", method, 0), 0.5)
         write_weights(runs.Run("micro", method, 0).folder / "weights.pt", px=64)
+        name_weights(runs.Run("micro", method, 0))
     cost.record_path("trial").parent.mkdir(parents=True)
     return params
 
