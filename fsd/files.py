@@ -117,22 +117,71 @@ def read_verified(path: Path, expected: str, advice: str) -> bytes:
     return data
 
 
-def remembered_sha256(path: Path, root: Path) -> str:
-    """As `sha256`, but hashed again only where size, times or inode changed since it last was.
+class Hashes:
+    """The hashes of files as they were last found, kept in a file in `root` where that can be written.
 
-    What is known stands in a file in `root`, where that can be written. A change that keeps size and
-    time of change (not of modification: that can be set) goes unseen, and no program makes one.
+    A file is hashed again where its size, times or inode changed. A change that keeps size and time of
+    change (not of modification: that can be set) goes unseen, and no program makes one.
     """
-    place, memory = os.path.relpath(path.resolve(), root.resolve()), root / MEMORY
-    stat = path.stat()
-    state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-    known = _memory(memory)
-    if known.get(place, [None])[:-1] == state:
-        return known[place][-1]
-    digest = sha256(path)
-    with contextlib.suppress(OSError):  # of a folder that is only read
-        write_atomically(memory, to_json(_memory(memory) | {place: [*state, digest]}))
+
+    def __init__(self, root: Path):
+        self.root, self.file = root, root / MEMORY
+        self.known = _memory(self.file)
+        self.new: dict[str, list] = {}
+
+    def sha256(self, path: Path) -> str:
+        place, stat = os.path.relpath(path, self.root), path.stat()
+        state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        known = self.new.get(place) or self.known.get(place)
+        if known is None or known[:-1] != state:
+            known = self.new[place] = [*state, sha256(path)]
+        return known[-1]
+
+    def save(self) -> None:
+        """Add what is new to what others may have added meanwhile."""
+        if self.new:
+            with contextlib.suppress(OSError):  # of a folder that is only read
+                write_atomically(self.file, json.dumps(_memory(self.file) | self.new) + "\n")
+
+
+def remembered_sha256(path: Path, root: Path) -> str:
+    """As `sha256`, by what `Hashes` in that folder remembers."""
+    hashes = Hashes(root)
+    digest = hashes.sha256(path)
+    hashes.save()
     return digest
+
+
+def fingerprint(path: Path, root: Path) -> str | None:
+    """16 hex digits of a file's content, or of the names and contents of all files below a folder.
+
+    Times are no part of it, hidden files neither. None where there is nothing. See `Hashes` for root.
+    """
+    hashes = Hashes(root)
+    if path.is_file():
+        found = hashes.sha256(path)
+    elif path.is_dir():
+        total = hashlib.sha256()
+        for file in _below(path):
+            total.update(os.fsencode(os.path.relpath(file, path)) + b"\0")
+            total.update(hashes.sha256(file).encode())
+        found = total.hexdigest()
+    else:
+        return None
+    hashes.save()
+    return found[:16]
+
+
+def _below(folder: Path) -> list[Path]:
+    """The files below a folder, hidden ones apart; links are followed, but not in a circle."""
+    found, seen = [], set()
+    for where, subfolders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        subfolders[:] = [] if real in seen else [n for n in subfolders if not n.startswith(".")]
+        if real not in seen:
+            found += [Path(where, n) for n in names if not n.startswith(".")]
+        seen.add(real)
+    return sorted(file for file in found if file.is_file())
 
 
 def _memory(path: Path) -> dict[str, list]:

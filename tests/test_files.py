@@ -77,3 +77,31 @@ def test_a_damaged_memory_is_no_memory(tmp_path, text):
     path.write_bytes(b"x")
     (tmp_path / files.MEMORY).write_text(text)
     assert files.remembered_sha256(path, tmp_path) == files.sha256(path)
+
+
+def test_a_folder_s_fingerprint_is_its_names_and_contents(tmp_path):
+    folder = tmp_path / "raw"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.jpg", "sub/b.jpg", ".hidden"):
+        (folder / name).write_text(name)
+    (folder / "sub/loop").symlink_to(folder)
+    first = files.fingerprint(folder, tmp_path)
+    assert files.fingerprint(folder, tmp_path) == first and len(first) == 16
+    for path in folder.rglob("*.jpg"):
+        os.utime(path, (1, 1))
+    (folder / ".hidden").write_text("else")
+    assert files.fingerprint(folder, tmp_path) == first
+    (folder / "sub/b.jpg").write_text("B")
+    changed = files.fingerprint(folder, tmp_path)
+    (folder / "sub/b.jpg").rename(folder / "sub/c.jpg")
+    assert len({first, changed, files.fingerprint(folder, tmp_path)}) == 3
+    assert files.fingerprint(tmp_path / "nothing", tmp_path) is None
+
+
+def test_a_file_s_fingerprint_is_its_content(tmp_path):
+    (tmp_path / "x.tar").write_bytes(b"1")
+    first = files.fingerprint(tmp_path / "x.tar", tmp_path)
+    (tmp_path / "y.tar").write_bytes(b"1")
+    assert files.fingerprint(tmp_path / "y.tar", tmp_path) == first
+    (tmp_path / "x.tar").write_bytes(b"2")
+    assert files.fingerprint(tmp_path / "x.tar", tmp_path) != first
