@@ -16,7 +16,7 @@ from fsd.report.collect import Finished, ambiguities, collect, read_json, refere
 from fsd.report.columns import main_columns, other_columns
 from fsd.report.mirror import mirror
 from fsd.report.notes import footnotes
-from fsd.report.page import page
+from fsd.report.page import Section, page
 from fsd.report.render import latex, latex_notes, markdown
 
 Manifests = dict[str, dict[str, Any] | None]
@@ -51,19 +51,23 @@ def report(
     speeds = cost.measured(finished, chosen, measure)
     plots = sections.drawings(finished, numbers, chosen, params)
     masks = _masks(params, chosen, photos)
-    body = {
-        "Results": sections.results(numbers, chosen, params) + sections.notes(notes),
-        "Plots": sections.drawn(plots, finished, chosen),
-        "Other metrics": sections.other_metrics(numbers, chosen),
-        "Confusion of classes": sections.confusions(finished, chosen),
-        "Cost": cost.section(finished, chosen, speeds),
-        "Reproducibility checklist": sections.checks(checks),
-        "What paper and release leave open": sections.open_questions(ambiguities()),
-        "Audit of the data": sections.audits(manifests, photos),
-        "Detections and attention on test images": pictures.previews(chosen, photos),
-        "Foreground masks of FSD": pictures.masks(masks),
-        "Provenance": sections.provenance(finished, made["report"]),
-    }
+    body = [
+        Section("Results", "tables", sections.results(numbers, chosen, params, notes)),
+        Section("Plots", "plots", sections.plots(plots, finished, chosen)),
+        Section("Other metrics", "tables", sections.other_metrics(numbers, chosen)),
+        Section("Confusion of classes", "confusions", sections.confusions(finished, chosen)),
+        Section("Cost", "cost", cost.section(finished, chosen, speeds)),
+        Section("Reproducibility checklist", "checks", checks),
+        Section("What paper and release leave open", "open_questions", ambiguities()),
+        Section("Audit of the data", "audits", sections.audits(manifests, photos)),
+        Section(
+            "Detections and attention on test images",
+            "previews",
+            pictures.previews(chosen, photos),
+        ),
+        Section("Foreground masks of FSD", "masks", pictures.masks(masks)),
+        Section("Provenance", "provenance", sections.provenance(finished, made["report"])),
+    ]
     files.write_atomically(runs.page_path(chosen.name), page(title, body))
     drawn = pictures.write(chosen, plots, masks)
     mirror(finished, numbers, chosen, params, paper, runs.reported(chosen.name), drawn)

@@ -29,7 +29,8 @@ ENTRY = {"dataset": "fall", "methods": ["cwd"], "unit": "fraction", "where": "he
 def params(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(stage.tracking, "_off", ["tests"])
-    monkeypatch.setattr(stage.sections, "drawn", lambda *_: "")  # seconds; see test_page.py
+    # Plots take seconds; see test_page.py.
+    monkeypatch.setattr(stage.sections, "drawings", lambda *_: {"micro": {}})
     write_paper(
         [ENTRY | {"metric": "ap", "value": 0.6}, ENTRY | {"metric": "delta_ap", "value": 0.02}]
     )
@@ -140,7 +141,7 @@ def test_what_makes_runs_incomparable_is_said(results):
         assert sentence in text
     assert lines_of()["cwd"]["rule"] == "best on test (optimistic) / last epoch"
     page = runs.page_path("trial").read_text()
-    failed = re.findall(r"<b class=bad>✗</b>([^<]*)", page)
+    failed = re.findall(r'<b class="bad">✗</b>([^<]*)', page)
     for words in ("one commit", "uncommitted", "params.yaml", "version of the data", "two splits"):
         assert any(words in text for text in failed), words
 
