@@ -17,7 +17,7 @@ from fsd.report.columns import main_columns, other_columns
 from fsd.report.mirror import mirror
 from fsd.report.notes import footnotes
 from fsd.report.page import Section, page
-from fsd.report.render import latex, latex_notes, markdown
+from fsd.report.render import latex, latex_notes, markdown, markdown_text
 
 Manifests = dict[str, dict[str, Any] | None]
 
@@ -84,14 +84,19 @@ def _masks(params: Params, chosen: Experiment, photos: bool) -> pictures.Svgs:
 def write_tables(
     numbers: pd.DataFrame, notes: list[str], title: str, chosen: Experiment, params: Params
 ) -> None:
-    """Markdown and LaTeX for readers (a choice of columns), CSV with all of them."""
+    """Markdown and LaTeX for readers (a choice of columns), CSV with all of them.
+
+    Text in the CSV that a spreadsheet would execute has an apostrophe before it (`files.to_cell`).
+    """
     first, second = main_columns(chosen, params), other_columns()
     parts = [
-        *(f"# {title}", markdown(numbers, first), "## Other metrics", markdown(numbers, second)),
-        "\n".join(f"- {note}" for note in notes),
+        f"# {markdown_text(title)}",
+        *(markdown(numbers, first), "## Other metrics", markdown(numbers, second)),
+        "\n".join(f"- {markdown_text(note)}" for note in notes),
     ]
     files.write_atomically(runs.table_path(chosen.name, "md"), "\n\n".join(parts) + "\n")
-    files.write_atomically(runs.table_path(chosen.name, "csv"), numbers.to_csv(index=False))
+    cells = numbers.map(files.to_cell)
+    files.write_atomically(runs.table_path(chosen.name, "csv"), cells.to_csv(index=False))
     # A page of paper is narrow: the checkpoint's rule stands in the notes, P(Δ > 0) in the CSV.
     brief = [column for column in first if column.name not in ("rule", "p_better")]
     parts = [
@@ -151,6 +156,6 @@ def show(chosen: Experiment) -> None:
 
 
 def read_table(experiment: str) -> list[dict[str, Any]]:
-    """The CSV of an experiment, as records."""
-    frame = pd.read_csv(runs.table_path(experiment, "csv"))
+    """The CSV of an experiment, as records; text as it was before `files.to_cell`."""
+    frame = pd.read_csv(runs.table_path(experiment, "csv")).map(files.from_cell)
     return json.loads(frame.to_json(orient="records"))
