@@ -1,5 +1,6 @@
 """Names that are markup, formulas or commands come out as text, wherever the report shows them."""
 
+import base64
 import csv
 import io
 import json
@@ -90,7 +91,8 @@ def written(tmp_path_factory):
             for ending in ("md", "tex", "csv")
         }
         page = runs.page_path("trial").read_text(encoding="utf-8")
-        yield texts | {"html": page, "records": stage.read_table("trial")}
+        pair = base64.b64encode((runs.audit_folder(SCRIPT) / "pair.jpg").read_bytes()).decode()
+        yield texts | {"html": page, "records": stage.read_table("trial"), "pair": pair}
 
 
 def test_on_the_page_they_are_text(written):
@@ -108,6 +110,8 @@ def test_on_the_page_they_are_text(written):
         assert f"{dataset}: differences to the baseline" in page.values("aria-label")
     assert SCRIPT in page.values("data-key") and QUOTED in page.values("data-key")
     assert all(re.fullmatch(r"[\w.-]+", value) for value in page.values("id"))
+    pictures = [value.removeprefix("data:image/jpeg;base64,") for value in page.values("src")]
+    assert len(pictures) == page.tags.count("img") and written["pair"] in pictures
 
 
 def test_in_a_plot_they_are_text():

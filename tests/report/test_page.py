@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from micro import micro, run
 from fsd import cli
 from fsd.experiment import runs
 from fsd.experiment.schema import Experiment
-from fsd.report import charts, page, pictures, sections, stage
+from fsd.report import charts, leaks, page, pictures, sections, stage
 from fsd.report.collect import collect
 
 CHROMIUM = (
@@ -181,6 +182,30 @@ def test_the_curves_are_means_over_seeds_and_their_range(written, monkeypatch):
     assert len(drawn[1]["cwd"]) == 3 and not any(drawn[1]["baseline"][0].values())
     first = [points[1] for points in drawn[1]["cwd"]]
     assert np.diff(first) == pytest.approx([0.1 * np.exp(-1 / 20)] * 2)
+
+
+def test_the_page_says_where_there_is_nothing_to_show():
+    audits = [leaks.Audit("clean", [], []), leaks.Audit("old", None, [])]
+    text = page.page("title", [page.Section("The audit", "audits", audits)])
+    assert "<p>clean: the audit found nothing.</p>" in text
+    assert "<p>old was prepared without an audit.</p>" in text
+    assert '<a href="#theaudit">The audit</a>' in text and '<section id="theaudit">' in text
+    assert "<section" not in page.page("title", [page.Section("The audit", "audits", [])])
+
+
+def test_every_cell_has_what_it_is_sorted_by(written):
+    (table, *_) = re.findall(
+        r'<table class="sortable">(.*?)</table>', text_of(written[0]), re.DOTALL
+    )
+    kinds = re.findall(r'data-kind="(\w+)"', table)
+    assert set(kinds) == {"text", "number"}
+    rows = [re.findall(r'<td[^>]* data-key="([^"]*)"', row) for row in table.split("</tr>")[1:-1]]
+    assert [row[0] for row in rows] == ["teacher", "baseline", "cwd", "fsd"]
+    for row in rows:
+        for kind, key in zip(kinds, row, strict=True):
+            assert kind == "text" or key == "" or math.isfinite(float(key))
+    assert [row[3] for row in rows] == ["1", "3", "3", "0"]  # n: a value, not 1/1
+    assert "2e-05" in rows[1]
 
 
 # In the browser
