@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +28,28 @@ def sha256(path: str | Path) -> str:
 
 def to_json(content: Any) -> str:
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
+# What a spreadsheet takes for a formula; also after apostrophes, so that `from_cell` is exact.
+FORMULA = re.compile(r"'*[=+\-@\t\n]")
+
+
+def to_cell(value: Any) -> Any:
+    """Text for a CSV: an apostrophe before what a spreadsheet would execute. Numbers stay.
+
+    A carriage return becomes a line feed: Python before 3.13 does not quote it, so what comes after
+    it would be a row of its own.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r", "\n")
+    return f"'{text}" if FORMULA.match(text) else text
+
+
+def from_cell(value: Any) -> Any:
+    """What `to_cell` was given, but for carriage returns."""
+    guarded = isinstance(value, str) and value.startswith("'") and FORMULA.match(value)
+    return value[1:] if guarded else value
 
 
 def digest(content: Any) -> str:

@@ -15,7 +15,7 @@ from fsd.deploy import images
 from fsd.deploy.detector import EDGES, Card, Seen, Settings, as_dicts, load, see
 from fsd.deploy.images import Frame
 from fsd.evaluate.drawing import draw
-from fsd.files import to_json, write_atomically
+from fsd.files import to_cell, to_json, write_atomically
 
 BATCH = 8  # pictures at a time: more is no faster on a CPU
 COLUMNS = ("file", "frame", "class", "score", *EDGES)
@@ -168,8 +168,9 @@ def _rows(seen: Seen, card: Card) -> list[tuple]:
 
 
 def _csv(rows: Sequence[tuple]) -> str:
+    """The table; names that a spreadsheet would execute have an apostrophe before them."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(rows)
+    writer.writerows(map(to_cell, row) for row in rows)
     return text.getvalue()

@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from markupsafe import Markup, escape
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from fsd.experiment.params import TEACHER
@@ -19,6 +20,7 @@ from fsd.report.tables import BASELINE
 INK = "#010203"  # stands for the page's text colour
 STYLE = {
     "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # also where a name has dollar signs
     "font.size": 11,
     "figure.constrained_layout.w_pad": 0.1,  # inches: a browser's letters may be wider
     "axes.spines.top": False,
@@ -62,8 +64,11 @@ def svg(
     name: str,
     size: tuple[float, float] = SIZE,
     grid: tuple[int, int] = (1, 1),
-) -> str:
-    """SVG text of what `draw` does to the axes; name: for screen readers, and salt of its ids."""
+) -> Markup:
+    """SVG text of what `draw` does to the axes; name: for screen readers, and salt of its ids.
+
+    Marked as safe: matplotlib escapes what is written in a plot, and the name is escaped here.
+    """
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
         figure, axes = plt.subplots(*grid, figsize=size, layout="constrained")
         draw(axes)
@@ -73,12 +78,12 @@ def svg(
         plt.close(figure)
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
-    return text.replace("<svg", f'<svg role="img" aria-label="{name}"', 1)
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(name)}"', 1))
 
 
 def differences(
     rows: pd.DataFrame, table: pd.DataFrame, dataset: str, palette: dict[str, Stroke], margin: float
-) -> str | None:
+) -> Markup | None:
     """AP minus the baseline's: every seed a dot, mean and interval, the paper's value a diamond.
 
     rows: collect.frame, table: tables.main_table. None where no pair of runs is finished.
@@ -129,7 +134,7 @@ def _rows_size(count: int) -> tuple[float, float]:
     return SIZE[0], max(2.0, 0.38 * count + 1.0)
 
 
-def ap_dots(rows: pd.DataFrame, dataset: str, palette: dict[str, Stroke]) -> str | None:
+def ap_dots(rows: pd.DataFrame, dataset: str, palette: dict[str, Stroke]) -> Markup | None:
     """AP on test of every run as a dot, the mean as a line."""
     here = rows[rows.dataset == dataset]
     methods = [m for m in palette if (here.method == m).any()]
@@ -163,7 +168,7 @@ CURVES: dict[str, Callable[[dict[str, Any]], float | None]] = {
 
 def learning_curves(
     finished: list[Finished], dataset: str, palette: dict[str, Stroke]
-) -> dict[str, str]:
+) -> dict[str, Markup]:
     """Title -> SVG of each of CURVES over epochs: the mean of the seeds, and their range as a band."""
     out = {}
     for title, value in CURVES.items():
@@ -189,7 +194,7 @@ def _points(log: list[dict], value: Callable[[dict], float | None]) -> dict[int,
 
 def _curves(
     curves: dict[str, list[dict[int, float]]], name: str, title: str, palette: dict[str, Stroke]
-) -> str:
+) -> Markup:
     def draw(axis) -> None:
         logarithmic = "loss" in title
         for method, found in curves.items():
@@ -226,7 +231,7 @@ def _log_scale(axis) -> None:
     axis.yaxis.set_minor_locator(NullLocator())
 
 
-def pr_curves(finished: list[Finished], dataset: str, palette: dict[str, Stroke]) -> str | None:
+def pr_curves(finished: list[Finished], dataset: str, palette: dict[str, Stroke]) -> Markup | None:
     """Precision over recall at IoU 0.5, mean over classes and seeds; None without stored curves."""
     found = {}
     for method in palette:

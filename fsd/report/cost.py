@@ -7,7 +7,7 @@ the command line hands in, and kept beside the page, so that a page made again s
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +18,7 @@ from fsd.experiment.schema import Experiment
 from fsd.files import DamagedError
 from fsd.report.collect import Finished, read_json
 from fsd.report.columns import NONE
-from fsd.report.page import escape, table
-from fsd.report.sections import notes as said
+from fsd.report.sections import Notes, Table, notes
 
 # Weights files to what each needs: the fields of deploy.compare.Need.
 Measure = Callable[[list[Path]], list[dict[str, Any]]]
@@ -102,17 +101,27 @@ def _measured(weights: list[Path], measure: Measure | None) -> dict[str, Any]:
     }
 
 
+class Cost(NamedTuple):
+    """What training took, as means over the runs of a method, and what the detectors need."""
+
+    hours: str  # of all runs
+    devices: list[str]
+    training: Table
+    use: Table
+    notes: Notes
+
+
 def section(
     finished: list[Finished], chosen: Experiment, speeds: dict[str, dict[str, Any] | str]
-) -> str:
-    """What training took, as means over the runs of a method, and what the detectors need.
+) -> Cost:
+    """speeds: as of `measured`."""
+    total = sum(one.made["seconds"] for one in finished) / 3600
+    devices = sorted({part["device"] for one in finished for part in one.made["segments"]})
+    use, said = _use(finished, chosen, speeds)
+    return Cost(f"{total:.2g}", devices, _training(finished, chosen), use, notes(said))
 
-    speeds: as of `measured`.
-    """
-    return _training(finished, chosen) + _use(finished, chosen, speeds)
 
-
-def _training(finished: list[Finished], chosen: Experiment) -> str:
+def _training(finished: list[Finished], chosen: Experiment) -> Table:
     rows = []
     for name in chosen.datasets:
         for method in (TEACHER, *chosen.methods):
@@ -121,14 +130,7 @@ def _training(finished: list[Finished], chosen: Experiment) -> str:
                 rows.append([name, method, len(own), *_took(own)])
     head = ["data set", "method", "n", "hours per run", "images/s", "waiting for data (%)"]
     kept = [i for i in range(len(head)) if any(row[i] != NONE for row in rows)]
-    head, rows = [head[i] for i in kept], [[row[i] for i in kept] for row in rows]
-    total = sum(one.made["seconds"] for one in finished) / 3600
-    devices = sorted({part["device"] for one in finished for part in one.made["segments"]})
-    text = (
-        f"<p>{total:.2g} hours of training in all, on {escape(', '.join(devices))}. Speeds are those of "
-        "the runs as they happened, other work on the machine included.</p>"
-    )
-    return "<h3>Training</h3>" + text + table(head, rows, left=2)
+    return Table([head[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
 def _took(own: list[Finished]) -> list[str]:
@@ -144,28 +146,28 @@ def _took(own: list[Finished]) -> list[str]:
     ]
 
 
-HEAD = (
+HEAD = [
     *("data set", "detector", "network", "px", "parameters (M)", "GFLOPs"),
     *("ms (median)", "ms (90 %)", "memory (MiB)"),
-)
+]
 
 
 def _use(
     finished: list[Finished], chosen: Experiment, speeds: dict[str, dict[str, Any] | str]
-) -> str:
-    """Teacher and student side by side: what distillation buys."""
+) -> tuple[Table, list[str]]:
+    """Teacher and student side by side, and what is to be said of it."""
     rows: list[list[str]] = []
-    notes: list[str] = []
+    said: list[str] = []
     for name in chosen.datasets:
         speed, shown = speeds[name], detectors(finished, name)
         if isinstance(speed, str):
             needs = [None] * len(shown)
-            notes.append(f"Time and memory of {name} are not known: {speed}.")
+            said.append(f"Time and memory of {name} are not known: {speed}.")
         else:
             needs = speed["needs"]
-            notes.append(_circumstances(speed))
+            said.append(_circumstances(speed))
             if any((need["ran"] or 1) < UNDISTURBED for need in needs):
-                notes.append(
+                said.append(
                     f"WARNING: other processes took part of the processor, so the times of {name} "
                     f"are too long; to measure anew, delete {record_path(chosen.name)}."
                 )
@@ -175,13 +177,7 @@ def _use(
             if not one.run.is_teacher and shown[0].run.is_teacher:
                 shares = [_share(*pair) for pair in zip(values, numbers[0], strict=True)]
                 rows.append([name, "its share (%)", "", "", *(_text(x, ".0f") for x in shares)])
-    text = (
-        "<p>What distillation buys, for one image at a time. GFLOPs as the official YOLOX counts them. Time "
-        "and memory in float32 with batch norms folded, each in a fresh process; suppression of "
-        "doubles is not counted. Memory is the peak on a GPU, and on a CPU the growth of the process, "
-        "the libraries' buffers included.</p>"
-    )
-    return f"<h3>In use</h3>{text}{table(HEAD, rows, left=3)}{said(list(dict.fromkeys(notes)))}"
+    return Table(HEAD, rows), list(dict.fromkeys(said))
 
 
 def _words(one: Finished) -> list[str]:

@@ -1,14 +1,12 @@
-"""The audit of a data set (fsd/data/audit/checks.py) for readers: sentences, table rows, a piece of the page.
+"""The audit of a data set (fsd/data/audit/checks.py) for readers: sentences, table rows, a part of the page.
 
 Reads the manifest's entry `audit` and the pictures beside it; knows none of the checks.
 """
 
-import base64
-import html
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 EXAMPLES = 3  # named in a table
 
@@ -46,41 +44,41 @@ def table(name: str, result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"{kinds if leaks else 'nothing leaks'} between the splits"])
 
 
-def section(manifest: Mapping[str, Any], pictures: Path | None = None) -> str:
-    """HTML of the findings; with the pairs that leak, embedded, where their folder is given.
+class Pair(NamedTuple):
+    """Two images side by side that leak."""
+
+    text: str  # where they lie
+    jpeg: bytes
+
+
+class Audit(NamedTuple):
+    """What the page shows of an audit."""
+
+    dataset: str
+    findings: list[tuple[str, str, str]] | None  # as of `rows`; None: prepared without an audit
+    pairs: list[Pair]
+
+
+def section(manifest: Mapping[str, Any], pictures: Path | None = None) -> Audit:
+    """The findings; with the pairs that leak where their folder is given.
 
     Leave `pictures` out for a page that strangers may see: they show the data set's own images.
     """
-    name = html.escape(str(manifest.get("name", "data")))
-    if "audit" not in manifest:
-        return f"<p>{name} was prepared without an audit.</p>"
-    found = rows(manifest["audit"])
-    if not found:
-        return f"<p>{name}: the audit found nothing.</p>"
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
-        for row in found
-    )
-    head = f"<th>{name}</th><th>finding</th><th>first</th>"
-    table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    return table + (_pairs(pictures) if pictures is not None else "")
+    findings = rows(manifest["audit"]) if "audit" in manifest else None
+    pairs = _pairs(pictures) if findings and pictures is not None else []
+    return Audit(str(manifest.get("name", "data")), findings, pairs)
 
 
-def _pairs(folder: Path) -> str:
-    """Every pair that the folder's index names, embedded."""
+def _pairs(folder: Path) -> list[Pair]:
+    """Every pair that the folder's index names."""
     try:
         index = json.loads((folder / "pairs.json").read_text(encoding="utf-8"))
-        parts = []
-        for pair in index:
-            data = base64.b64encode((folder / pair["file"]).read_bytes()).decode()
-            text = html.escape(" and ".join(pair["places"]))
-            parts.append(
-                f'<figure><img alt="{text}" src="data:image/jpeg;base64,{data}">'
-                f"<figcaption>{text}</figcaption></figure>"
-            )
+        return [
+            Pair(" and ".join(pair["places"]), (folder / pair["file"]).read_bytes())
+            for pair in index
+        ]
     except FileNotFoundError:  # nothing leaks, or they were removed
-        return ""
-    return "".join(parts)
+        return []
 
 
 def _examples(finding: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ import cv2
 import matplotlib
 import numpy as np
 import torch
+from markupsafe import Markup
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
@@ -48,7 +49,7 @@ class Example(NamedTuple):
 
 def drawings(
     params: Params, dataset: str, photos: bool, data: Path = Path("data")
-) -> dict[str, str]:
+) -> dict[str, Markup]:
     """Name -> SVG of a few test images with their masks; empty where the data set is not prepared."""
     try:
         split = open_split(data, dataset, "test")
@@ -105,7 +106,7 @@ def _mask(foreground: Tensor, inside: Tensor) -> Mask:
     return Mask(foreground[0].numpy(), float(outside))
 
 
-def drawn(kinds: Masks, boxes: np.ndarray, image: np.ndarray | None, name: str) -> str:
+def drawn(kinds: Masks, boxes: np.ndarray, image: np.ndarray | None, name: str) -> Markup:
     """Foreground masks of one image: a row per kind, a column per level, each from 0 to its largest.
 
     boxes: [N, 4] xyxy as shares of the image's side; image: RGB, shown in a first column, or None.

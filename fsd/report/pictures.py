@@ -1,18 +1,19 @@
 """Pictures of test images on the page, and all of the report's pictures as files."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+from markupsafe import Markup
 
 from fsd import files
 from fsd.experiment import runs
 from fsd.experiment.params import TEACHER
 from fsd.experiment.schema import Experiment
-from fsd.report.page import embedded, escape, plots
 from fsd.report.sections import Drawing
 
-Svgs = dict[str, dict[str, str]]  # data set -> name -> SVG
+Svgs = dict[str, dict[str, Markup]]  # data set -> name -> SVG
 
 
 def folder(experiment: str) -> Path:
@@ -41,25 +42,13 @@ def write(chosen: Experiment, drawings: dict[str, dict[str, Drawing]], masks: Sv
     return written
 
 
-def masks(found: Svgs) -> str:
-    """FSD's foreground masks, and what they show."""
-    parts = []
-    for dataset, own in found.items():
-        numbered = {f"Test image {i}": svg for i, svg in enumerate(own.values(), 1)}
-        parts += [f"<h3>{escape(dataset)}</h3>{plots(numbered)}"] if own else []
-    if not parts:
-        return ""
-    return (
-        "<p>How much each cell of the feature maps p3 to p5 (a cell is 8, 16 and 32 pixels wide) counts "
-        "as foreground in FSD's loss, on test images whose boxes are outlined: yellow is the most, grey "
-        "is background. Below each mask stands the share of its weight in cells that no box touches. In "
-        "the released program the Gaussian around a box takes its width from how far the box lies from "
-        "the left and the upper edge, not from its size, and has rows and columns exchanged; and a box "
-        "is a cell larger to the right and below. So the mask leans to one side, and half of the "
-        "foreground's weight or more may lie on what surrounds the object. The ring of <code>fsd</code> "
-        "is centred on the box and as wide as it; without a ring the box alone counts.</p>"
-        + "".join(parts)
-    )
+def masks(found: Svgs) -> dict[str, list[Drawing]]:
+    """FSD's foreground masks of every data set that has some."""
+    return {
+        dataset: [Drawing(f"Test image {i}", svg) for i, svg in enumerate(own.values(), 1)]
+        for dataset, own in found.items()
+        if own
+    }
 
 
 def strips(dataset: str, chosen: Experiment, picture: str) -> dict[str, Path]:
@@ -72,33 +61,43 @@ def strips(dataset: str, chosen: Experiment, picture: str) -> dict[str, Path]:
     return {method: path for method, path in found.items() if path.exists()}
 
 
-def previews(chosen: Experiment, photos: bool) -> str:
-    """Detections and attention, a row per method; without photos attention alone."""
-    pictures = {"preview.jpg": "detections", "attention.jpg": "attention"}
-    if not photos:
-        del pictures["preview.jpg"]
-    parts = []
-    for name in chosen.datasets:
-        for picture, what in pictures.items():
-            rows = "".join(
-                f'<tr><th class=l>{escape(method)}</th><td><img alt="{escape(name)}: '
-                f'{escape(method)}, {path.stem}" src="{embedded(path)}"></td></tr>'
-                for method, path in strips(name, chosen, picture).items()
-            )
-            if rows:
-                heading = f"<h3>{escape(name)}: {what}</h3>"
-                parts.append(
-                    f'{heading}<div class="scroll"><table class="grid">{rows}</table></div>'
-                )
-    if not parts:
-        return ""
-    detections = "Thick boxes: detections with score 0.3 or more. " if photos else ""
-    return (
-        "<p>A row for each method (its first seed), the same images in every row. Thin white boxes: "
-        f"ground truth. {detections}Attention: mean absolute value over the channels of the maps that "
-        "the distillation compares (the head's stems, averaged over the levels), from least (dark) to "
-        "most (yellow) in each image.</p>" + "".join(parts)
-    )
+class Grid(NamedTuple):
+    """One kind of picture of one data set, a row per method."""
+
+    dataset: str
+    what: str
+    picture: str
+    strips: dict[str, bytes]  # method -> JPEG
+
+
+class Previews(NamedTuple):
+    """Whether detections are shown too, and all grids."""
+
+    photos: bool
+    grids: list[Grid]
+
+
+def previews(chosen: Experiment, photos: bool) -> Previews | None:
+    """Detections and attention; without photos attention alone."""
+    pictures = {"preview": "detections"} if photos else {}
+    grids = [
+        Grid(dataset, what, picture, {method: lowered(path) for method, path in found.items()})
+        for dataset in chosen.datasets
+        for picture, what in (pictures | {"attention": "attention"}).items()
+        if (found := strips(dataset, chosen, f"{picture}.jpg"))
+    ]
+    return Previews(photos, grids) if grids else None
+
+
+def lowered(path: Path, height: int = 200) -> bytes:
+    """A JPEG file's content, made smaller where it is higher than so many pixels."""
+    data = path.read_bytes()
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if image.shape[0] <= height:
+        return data
+    size = (round(image.shape[1] * height / image.shape[0]), height)
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
 
 
 def stacked(strips: dict[str, Path]) -> bytes:

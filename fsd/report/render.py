@@ -1,17 +1,34 @@
 """Tables as people read them: Markdown and LaTeX of the columns that say something."""
 
+import re
 from collections.abc import Iterable
 
 import pandas as pd
 
 from fsd.report.columns import Column, lines_of, used
 
+# What GitHub would not show as it stands. Left alone where it does: `<` before a number, `>` between
+# spaces, underscores within a word.
+MARKDOWN = re.compile(
+    r"[\\`*|~$]|<(?![\d\s])|(?<!\s)>|>(?!\s)|(?<![^\W_])_|_(?![^\W_])|](?=\()|&(?=#?\w+;)"
+)
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks and control characters, a space for each."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def markdown_text(text: str) -> str:
+    """Text within a line or a cell that GitHub shows as it stands."""
+    return MARKDOWN.sub(r"\\\g<0>", one_line(text))
+
 
 def markdown(table: pd.DataFrame, columns: list[Column]) -> str:
     """A GitHub table of the columns that say something."""
     columns = used(columns, table)
-    head = [column.title for column in columns]
-    body = [[c.text(line).replace("|", "\\|") for c in columns] for line in lines_of(table)]
+    head = [markdown_text(column.title) for column in columns]
+    body = [[markdown_text(c.text(line)) for c in columns] for line in lines_of(table)]
     wide = [max(3, *(len(row[i]) for row in [head, *body])) for i in range(len(head))]
 
     def row(cells: list[str]) -> str:
@@ -31,13 +48,22 @@ LATEX = {
     **{"<": "$<$", ">": "$>$", "|": "$|$", "±": r"$\pm$", "×": r"$\times$", "Δ": r"$\Delta$"},
     **{"–": "--", "−": "$-$", "≥": r"$\ge$", "≤": r"$\le$", "→": r"$\to$", "√": r"$\surd$"},
     **{"·": r"$\cdot$", "…": r"\ldots{}", "[": "{[}", "]": "{]}"},  # [ after \\ is an argument
+    "`": r"\textasciigrave{}",
 }
 
 
 def latex_text(text: str, numeric: bool = False) -> str:
-    """Text that TeX prints as it stands; in numbers a hyphen is a minus."""
+    """Text that TeX prints as it stands; in numbers a hyphen is a minus.
+
+    Letters beyond ASCII stay: which of them there are is up to TeX's fonts.
+    """
     table = LATEX | ({"-": "$-$"} if numeric else {})
-    return "".join(table.get(character, character) for character in text)
+    text = one_line(text)
+    written = [table.get(character, character) for character in text]
+    for i in range(len(text) - 1):
+        if text[i] == text[i + 1] and text[i] in "-',":  # would be printed as one sign
+            written[i] += r"\/"
+    return "".join(written)
 
 
 def latex(table: pd.DataFrame, columns: list[Column], caption: str, label: str) -> str:

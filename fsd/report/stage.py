@@ -16,8 +16,8 @@ from fsd.report.collect import Finished, ambiguities, collect, read_json, refere
 from fsd.report.columns import main_columns, other_columns
 from fsd.report.mirror import mirror
 from fsd.report.notes import footnotes
-from fsd.report.page import page
-from fsd.report.render import latex, latex_notes, markdown
+from fsd.report.page import Section, page
+from fsd.report.render import latex, latex_notes, markdown, markdown_text
 
 Manifests = dict[str, dict[str, Any] | None]
 
@@ -51,19 +51,23 @@ def report(
     speeds = cost.measured(finished, chosen, measure)
     plots = sections.drawings(finished, numbers, chosen, params)
     masks = _masks(params, chosen, photos)
-    body = {
-        "Results": sections.results(numbers, chosen, params) + sections.notes(notes),
-        "Plots": sections.drawn(plots, finished, chosen),
-        "Other metrics": sections.other_metrics(numbers, chosen),
-        "Confusion of classes": sections.confusions(finished, chosen),
-        "Cost": cost.section(finished, chosen, speeds),
-        "Reproducibility checklist": sections.checks(checks),
-        "What paper and release leave open": sections.open_questions(ambiguities()),
-        "Audit of the data": sections.audits(manifests, photos),
-        "Detections and attention on test images": pictures.previews(chosen, photos),
-        "Foreground masks of FSD": pictures.masks(masks),
-        "Provenance": sections.provenance(finished, made["report"]),
-    }
+    body = [
+        Section("Results", "tables", sections.results(numbers, chosen, params, notes)),
+        Section("Plots", "plots", sections.plots(plots, finished, chosen)),
+        Section("Other metrics", "tables", sections.other_metrics(numbers, chosen)),
+        Section("Confusion of classes", "confusions", sections.confusions(finished, chosen)),
+        Section("Cost", "cost", cost.section(finished, chosen, speeds)),
+        Section("Reproducibility checklist", "checks", checks),
+        Section("What paper and release leave open", "open_questions", ambiguities()),
+        Section("Audit of the data", "audits", sections.audits(manifests, photos)),
+        Section(
+            "Detections and attention on test images",
+            "previews",
+            pictures.previews(chosen, photos),
+        ),
+        Section("Foreground masks of FSD", "masks", pictures.masks(masks)),
+        Section("Provenance", "provenance", sections.provenance(finished, made["report"])),
+    ]
     files.write_atomically(runs.page_path(chosen.name), page(title, body))
     drawn = pictures.write(chosen, plots, masks)
     mirror(finished, numbers, chosen, params, paper, runs.reported(chosen.name), drawn)
@@ -80,14 +84,19 @@ def _masks(params: Params, chosen: Experiment, photos: bool) -> pictures.Svgs:
 def write_tables(
     numbers: pd.DataFrame, notes: list[str], title: str, chosen: Experiment, params: Params
 ) -> None:
-    """Markdown and LaTeX for readers (a choice of columns), CSV with all of them."""
+    """Markdown and LaTeX for readers (a choice of columns), CSV with all of them.
+
+    Text in the CSV that a spreadsheet would execute has an apostrophe before it (`files.to_cell`).
+    """
     first, second = main_columns(chosen, params), other_columns()
     parts = [
-        *(f"# {title}", markdown(numbers, first), "## Other metrics", markdown(numbers, second)),
-        "\n".join(f"- {note}" for note in notes),
+        f"# {markdown_text(title)}",
+        *(markdown(numbers, first), "## Other metrics", markdown(numbers, second)),
+        "\n".join(f"- {markdown_text(note)}" for note in notes),
     ]
     files.write_atomically(runs.table_path(chosen.name, "md"), "\n\n".join(parts) + "\n")
-    files.write_atomically(runs.table_path(chosen.name, "csv"), numbers.to_csv(index=False))
+    cells = numbers.map(files.to_cell)
+    files.write_atomically(runs.table_path(chosen.name, "csv"), cells.to_csv(index=False))
     # A page of paper is narrow: the checkpoint's rule stands in the notes, P(Δ > 0) in the CSV.
     brief = [column for column in first if column.name not in ("rule", "p_better")]
     parts = [
@@ -147,6 +156,6 @@ def show(chosen: Experiment) -> None:
 
 
 def read_table(experiment: str) -> list[dict[str, Any]]:
-    """The CSV of an experiment, as records."""
-    frame = pd.read_csv(runs.table_path(experiment, "csv"))
+    """The CSV of an experiment, as records; text as it was before `files.to_cell`."""
+    frame = pd.read_csv(runs.table_path(experiment, "csv")).map(files.from_cell)
     return json.loads(frame.to_json(orient="records"))

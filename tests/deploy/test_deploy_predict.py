@@ -3,9 +3,11 @@
 import csv
 import json
 import os
+from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from deploy_cases import CLASSES, IMAGENET, write_images, write_video, write_weights
@@ -121,6 +123,21 @@ def test_csv_json_and_drawn_pictures_agree(weights, photos, tmp_path):
         before, after = cv2.imread(str(path)), cv2.imread(str(done.folder / "pictures" / path.name))
         assert after.shape == before.shape == (picture["height"], picture["width"], 3)
         assert (after != before).any() == bool(picture["detections"])
+
+
+def test_the_csv_holds_nothing_that_a_spreadsheet_executes(tmp_path, monkeypatch):
+    names = ("=1+1", "@SUM(A1)")
+    weights = write_weights(tmp_path / "weights.pt", recipe=IMAGENET, classes=names)
+    monkeypatch.chdir(tmp_path)
+    (photo,) = write_images(Path("photos"), count=1)
+    photo.rename("-2+3.png")
+    done = predict(weights, ["-2+3.png"], out=tmp_path / "out", settings=Settings(0.1))
+    seen = [one["class"] for p in read(done.folder)["pictures"] for one in p["detections"]]
+    assert set(seen) == set(names)  # JSON has the names themselves
+    table = pd.read_csv(done.folder / "detections.csv")
+    assert set(table["class"]) == {f"'{name}" for name in names}
+    assert set(table["file"]) == {"'-2+3.png"}
+    assert all(pd.api.types.is_numeric_dtype(table[name]) for name in ("score", "x1", "y2"))
 
 
 def test_a_video_frame_by_frame(weights, tmp_path):

@@ -90,5 +90,6 @@ def test_without_photos_there_are_masks_alone(tmp_path, monkeypatch):
         assert max(sizes) < 1000  # a mask is a few cells
         assert without[name].count("% outside") == 9 and "test image" not in without[name]
     section = pictures.masks({"micro": without, "other": {}})
-    assert section.count("<svg") == len(without) and "other" not in section
-    assert pictures.masks({"other": {}}) == ""
+    assert list(section) == ["micro"]
+    assert [one.svg for one in section["micro"]] == list(without.values())
+    assert pictures.masks({"other": {}}) == {}

@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from micro import micro, run
 from fsd import cli
 from fsd.experiment import runs
 from fsd.experiment.schema import Experiment
-from fsd.report import charts, page, pictures, sections, stage
+from fsd.report import charts, leaks, page, pictures, sections, stage
 from fsd.report.collect import collect
 
 CHROMIUM = (
@@ -69,7 +70,10 @@ def test_the_page_asks_for_nothing_outside_itself(written):
     places = re.findall(r"""(?:src|href|action|data|poster)\s*=\s*["']([^"']*)""", text)
     assert places and all(place.startswith(("data:", "#")) for place in places)
     assert not re.search(r"url\((?!#)|@import|<script src|<iframe", text)
-    assert page.POLICY in text
+    policy = re.findall(r'"Content-Security-Policy" content="([^"]*)"', text)
+    assert policy == [
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    ]
 
 
 def test_without_photos_there_are_heat_maps_alone(written, monkeypatch):
@@ -132,21 +136,24 @@ def test_the_plots_and_the_attention_of_all_methods_are_files_too(written):
 
 def test_a_row_for_each_method_and_high_pictures_made_smaller(written, tmp_path):
     text = text_of(written[0])
-    grids = re.findall(r'<table class="grid">(.*?)</table>', text)
-    rows = [re.findall(r"<th class=l>([^<]*)</th>", grid) for grid in grids]
+    grids = re.findall(r'<table class="grid">(.*?)</table>', text, re.DOTALL)
+    rows = [re.findall(r'<th class="l">([^<]*)</th>', grid) for grid in grids]
     assert rows == [["teacher", "baseline", "cwd"]] * 2  # detections, attention
     assert all(len(re.findall("<img", grid)) == 3 for grid in grids)
     cv2.imwrite(str(tmp_path / "high.jpg"), np.full((480, 960, 3), 90, np.uint8))
-    data = base64.b64decode(page.embedded(tmp_path / "high.jpg", 120).partition(",")[2])
+    data = pictures.lowered(tmp_path / "high.jpg", 120)
     assert cv2.imdecode(np.frombuffer(data, np.uint8), 1).shape == (120, 240, 3)
 
 
 def test_a_long_list_of_missing_runs_is_folded():
     texts = ["AP is ...", *(f"Missing: {i}" for i in range(5))]
-    folded = sections.notes(texts)
+    assert sections.notes(texts) == (["AP is ..."], texts[1:])
+    assert sections.notes(texts[:4]) == (texts[:4], [])
+    macros = page.TEMPLATES.get_template("macros.html.j2").module
+    folded = macros.notes(sections.notes(texts))
     assert folded.index("AP is") < folded.index("<details>") < folded.index("Missing: 0")
     assert "5 lines" in folded and folded.count("<li>") == 6
-    assert "<details>" not in sections.notes(texts[:4])
+    assert "<details>" not in macros.notes(sections.notes(texts[:4]))
 
 
 def test_a_method_that_stops_ends_its_line(monkeypatch):
@@ -175,6 +182,30 @@ def test_the_curves_are_means_over_seeds_and_their_range(written, monkeypatch):
     assert len(drawn[1]["cwd"]) == 3 and not any(drawn[1]["baseline"][0].values())
     first = [points[1] for points in drawn[1]["cwd"]]
     assert np.diff(first) == pytest.approx([0.1 * np.exp(-1 / 20)] * 2)
+
+
+def test_the_page_says_where_there_is_nothing_to_show():
+    audits = [leaks.Audit("clean", [], []), leaks.Audit("old", None, [])]
+    text = page.page("title", [page.Section("The audit", "audits", audits)])
+    assert "<p>clean: the audit found nothing.</p>" in text
+    assert "<p>old was prepared without an audit.</p>" in text
+    assert '<a href="#theaudit">The audit</a>' in text and '<section id="theaudit">' in text
+    assert "<section" not in page.page("title", [page.Section("The audit", "audits", [])])
+
+
+def test_every_cell_has_what_it_is_sorted_by(written):
+    (table, *_) = re.findall(
+        r'<table class="sortable">(.*?)</table>', text_of(written[0]), re.DOTALL
+    )
+    kinds = re.findall(r'data-kind="(\w+)"', table)
+    assert set(kinds) == {"text", "number"}
+    rows = [re.findall(r'<td[^>]* data-key="([^"]*)"', row) for row in table.split("</tr>")[1:-1]]
+    assert [row[0] for row in rows] == ["teacher", "baseline", "cwd", "fsd"]
+    for row in rows:
+        for kind, key in zip(kinds, row, strict=True):
+            assert kind == "text" or key == "" or math.isfinite(float(key))
+    assert [row[3] for row in rows] == ["1", "3", "3", "0"]  # n: a value, not 1/1
+    assert "2e-05" in rows[1]
 
 
 # In the browser

@@ -1,7 +1,6 @@
 """What detectors need, on the page: measured once, kept, and no reason for a report to fail."""
 
 import json
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,10 +45,8 @@ class Shown(NamedTuple):
 def shown(params, measure) -> Shown:
     """The part of the page that a report makes."""
     finished, _ = collect(params, runs.runs(CHOSEN))
-    page = cost.section(finished, CHOSEN, cost.measured(finished, CHOSEN, measure))
-    table, said = page[page.index("<h3>In use</h3>") :].split("</table>")
-    rows = re.findall(r"<tr>(.*?)</tr>", table)
-    return Shown([re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows], said)
+    found = cost.section(finished, CHOSEN, cost.measured(finished, CHOSEN, measure))
+    return Shown([found.use.head, *found.use.rows], "\n".join(found.notes.shown))
 
 
 def test_teacher_and_student_side_by_side_measured_once(results):
@@ -64,7 +61,7 @@ def test_teacher_and_student_side_by_side_measured_once(results):
     folder = "results/runs/micro"
     assert asked == [[f"{folder}/teacher/0/weights.pt", f"{folder}/baseline/0/weights.pt"]]
     head, teacher, student, share = first.rows
-    assert head == list(cost.HEAD)
+    assert head == cost.HEAD
     words = ["depth 0.33, width 0.25", "64"]
     assert teacher == ["micro", "teacher", *words, "1", "3.1", "40", "60", "400"]
     assert student[:3] == ["micro", "student", "depth 0.33, width 0.125"]
