@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -19,6 +18,7 @@ from fsd.data.decoding import Job, Work
 from fsd.data.formats.download import FULL
 from fsd.data.listing import Listing, Spec, read
 from fsd.data.store import (
+    SOURCE,
     STORE_VERSION,
     array_path,
     beside,
@@ -30,7 +30,7 @@ from fsd.data.store import (
     targets_path,
     write_targets,
 )
-from fsd.files import read_record, sealed
+from fsd.files import fingerprint, read_record, sealed, to_json, write_if_changed
 from fsd.lock import locked
 
 
@@ -59,6 +59,8 @@ def prepare(
     if not name or name == "store" or name.startswith(".") or Path(name).name != name:
         raise ValueError(f"a data set cannot be called {name!r}: it names a folder in {root}")
     plan = read(spec, progress)
+    # Taken after the download and before the images are read: a change from here on is one.
+    source = fingerprint(Path(spec.source), root) if plan.source is not None else None
     place = root / "store" / key(spec, plan.origin)
     with _plain_errors(root):
         if not is_whole(place, audited=checks.VERSION):
@@ -73,14 +75,10 @@ def prepare(
         text = as_text(facts)
         path = root / name / "manifest.json"
         _audited(name, place, facts["audit"], path, leaks, pictures)
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = beside(path, str(os.getpid()))
-            try:
-                temporary.write_text(text, encoding="utf-8")
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+        write_if_changed(path, text)
+        if source is not None:
+            record = sealed({"key": place.name, "fingerprint": source})
+            write_if_changed(path.with_name(SOURCE), to_json(record))
     return path
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from fsd.data.split import Split
 from fsd.files import DamagedError, digest, read_record, remembered_sha256
 
+SOURCE = "source.json"  # beside a manifest: what the source was when it was prepared
 STORE_VERSION = 1  # raise when the same parameters and source would give another content
 
 
@@ -59,6 +60,27 @@ def manifest(root: Path, name: str) -> dict[str, Any]:
         raise ValueError(f"the data set {name} is not prepared ({path}): {advice}") from None
     except DamagedError as error:
         raise ValueError(f"{error}: {advice}") from None
+
+
+def prepared_from(root: Path, name: str) -> str | None:
+    """The fingerprint of the source that a data set was prepared from (files.fingerprint), if recorded.
+
+    Sources in an archive of one file are known by the manifest also where there is no record.
+    """
+    folder = Path(root) / name
+    try:
+        facts = read_record(folder / "manifest.json", ("key", "source"))
+        record = read_record(folder / SOURCE, ("key", "fingerprint"))
+        return record["fingerprint"] if record["key"] == facts["key"] else None
+    except FileNotFoundError:
+        pass
+    except (OSError, DamagedError):
+        return None
+    try:
+        origin = read_record(folder / "manifest.json")["source"]
+        return origin["sha256"][:16] if origin["kind"] in ("tar", "zip") else None
+    except (OSError, DamagedError, KeyError, TypeError):
+        return None
 
 
 def content(facts: Mapping[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """The evaluate stage: weights and test split to detections.json, metrics.json and a picture."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,17 @@ import torch
 
 from fsd.console import console, progress
 from fsd.data.split import Split
-from fsd.data.store import manifest, open_split
+from fsd.data.store import content, manifest, open_split
 from fsd.evaluate import heatmaps
 from fsd.evaluate.complexity import count_operations
 from fsd.evaluate.detections import Found, save_detections
 from fsd.evaluate.drawing import draw, rectangle, shown
 from fsd.evaluate.inference import predict
 from fsd.evaluate.metrics import evaluate_detections
+from fsd.experiment import code, records
 from fsd.experiment.params import Params
 from fsd.experiment.runs import Run, evaluate_settings
-from fsd.files import sha256, to_json, write_atomically
+from fsd.files import sha256, write_atomically, write_record
 from fsd.models.build import load_detector
 
 DATA = Path("data")
@@ -33,7 +33,8 @@ def evaluate(params: Params, run: Run) -> dict[str, Any]:
     if not weights.exists():
         stage = "teacher" if run.is_teacher else "train"
         raise ValueError(f"{run.name} is not trained: {weights} is missing; run `fsd {stage}`")
-    model, _ = load_detector(weights)
+    made = records.made(run)
+    model, _ = load_detector(weights, made["weights_sha256"])
     split = open_split(DATA, run.dataset, "test")
     dataset = params.datasets[run.dataset]
     recipe = params.recipes[dataset.recipe]
@@ -51,22 +52,26 @@ def evaluate(params: Params, run: Run) -> dict[str, Any]:
     metrics = evaluate_detections(
         split, found, plus_one=recipe.voc_plus_one, strict=recipe.voc_strict
     )
-    made = json.loads((run.folder / "provenance.json").read_text(encoding="utf-8"))
+    facts = manifest(DATA, run.dataset)
     metrics = {
         "run": run._asdict(),
         "key": made["key"],
-        "data": manifest(DATA, run.dataset)["key"],
+        "weights_sha256": made["weights_sha256"],
+        "data": facts["key"],
+        "data_content": content(facts),
+        "code": code.of_evaluation(),
         "evaluate": evaluate_settings(params, run.dataset),
         "detections_sha256": sha256(run.folder / "detections.json"),
         "cost": _cost(model, split.images.shape[1]),
     } | metrics
-    write_atomically(run.folder / "metrics.json", to_json(metrics))
+    write_record(run.folder / "metrics.json", metrics)
     pictures = {
         "preview.jpg": preview(split, found),
         "attention.jpg": heatmaps.picture(model, split, shown(split), on),
     }
     for name, pixels in pictures.items():
-        cv2.imwrite(str(run.folder / name), pixels, [cv2.IMWRITE_JPEG_QUALITY, 88])
+        jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
+        write_atomically(run.folder / name, jpeg)  # cv2.imwrite does not say why it could not
     console.print(
         f"{run.name}: AP {100 * metrics['ap']:.1f}, AP50 {100 * metrics['ap50']:.1f} "
         f"on {len(split)} test images"

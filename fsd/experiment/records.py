@@ -75,6 +75,18 @@ def weights_are(run: Run, record: dict[str, Any]) -> bool:
     return path.exists() and _is(path, record["weights_sha256"])
 
 
+def detections_are(run: Run, numbers: dict[str, Any]) -> bool:
+    """Whether the detections in the run's folder are those that its metrics were computed from."""
+    path = run.folder / "detections.json"
+    return not path.exists() or _is(path, numbers.get("detections_sha256"))
+
+
+def log_is(run: Run, record: dict[str, Any]) -> bool:
+    """Whether the log in the run's folder is the one that its provenance names."""
+    path = run.folder / "log.jsonl"
+    return not path.exists() or _is(path, record.get("log_sha256"))
+
+
 def results(run: Run) -> Results:
     """All records of a finished run, if every link of the chain holds.
 
@@ -93,18 +105,12 @@ def results(run: Run) -> Results:
         raise BrokenChainError("evaluated on other images or labels than it was trained on")
     if (run.folder / "weights.pt").exists() and not weights_are(run, record):
         raise BrokenChainError("its weights.pt is not the file that its provenance names")
-    found = run.folder / "detections.json"
-    if (
-        found.exists()
-        and "detections_sha256" in numbers
-        and not _is(found, numbers["detections_sha256"])
-    ):
+    if not detections_are(run, numbers):
         raise BrokenChainError("its detections.json is not the file that was evaluated")
-    log = run.folder / "log.jsonl"
-    if "log_sha256" in record and log.exists() and not _is(log, record["log_sha256"]):
+    if not log_is(run, record):
         raise BrokenChainError("its log.jsonl is not the training's")
     _taught_by_what_is_here(run, record)
-    return Results(record, numbers, read_log(log))
+    return Results(record, numbers, read_log(run.folder / "log.jsonl"))
 
 
 def _taught_by_what_is_here(run: Run, record: dict[str, Any]) -> None:
@@ -124,5 +130,6 @@ def _differ(one: str | None, other: str | None) -> bool:
     return one is not None and other is not None and one != other
 
 
-def _is(path: Path, digest: str) -> bool:
-    return remembered_sha256(path, RESULTS) == digest
+def _is(path: Path, digest: str | None) -> bool:
+    """Whether a file has that hash; one that was never recorded is not asked for."""
+    return digest is None or remembered_sha256(path, RESULTS) == digest

@@ -8,6 +8,7 @@ run's store, so a state never meets other parameters. Knows no torch: the Snakef
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fsd.experiment import sources
 from fsd.experiment.params import TEACHER, Params, ParamsError
 from fsd.experiment.schema import Experiment, Method, Network, nearest
 from fsd.files import digest, sha256, to_json, write_if_changed
@@ -211,10 +212,16 @@ def plans(params: Params, chosen: Experiment) -> dict[Path, dict[str, Any]]:
     out: dict[Path, dict[str, Any]] = {}
     for name in chosen.datasets:
         dataset = params.datasets[name]
-        out[data_plan(name)] = dataset.data.model_dump() | {"leaks": dataset.leaks}
+        out[data_plan(name)] = (
+            dataset.data.model_dump()
+            | {"leaks": dataset.leaks}
+            | sources.contents(source=sources.of_source(params, name))
+        )
         out[evaluate_plan(name)] = evaluate_settings(params, name)
     for run in runs(chosen):
-        out[run.plan] = resolve(params, run)
+        network = params.datasets[run.dataset]
+        init = sources.of_initial_weights(network.teacher if run.is_teacher else network.student)
+        out[run.plan] = resolve(params, run) | sources.contents(init=init)
     out[report_plan(chosen.name)] = report_settings(params, chosen)
     return out
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from fsd.files import naming, sha256
+
 
 def save(state: dict[str, Any], path: Path) -> None:
     """Write a dictionary of tensors and plain values atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
+    with naming(path), open(temporary, "wb") as file:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
@@ -24,19 +26,16 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def export(source: Path, target: Path) -> None:
-    """Make `target` the same file: a hard link, or a copy where the file system has none.
+    """Make `target` a copy of the file: not a link to it, as what damages one would damage both.
 
-    A new link gets the present time, since an orchestrator deletes declared outputs, runs the
-    stage again, and expects what it finds to be newer than its inputs.
+    A copy gets the present time, since an orchestrator deletes declared outputs, runs the stage again,
+    and expects what it finds to be newer than its inputs. One that is there already is left alone.
     """
-    if target.exists() and os.path.samefile(source, target):
+    if target.exists() and sha256(source) == sha256(target):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp")
     temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
+    with naming(target):
         shutil.copyfile(source, temporary)
-    os.utime(temporary)
     os.replace(temporary, target)

@@ -1,6 +1,5 @@
 """The teacher gate: nobody is taught by a teacher that is worse than a student left alone."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ from fsd.console import console
 from fsd.data.store import open_split
 from fsd.evaluate.inference import predict
 from fsd.evaluate.metrics import evaluate_detections
+from fsd.experiment import records
 from fsd.experiment.params import Params
 from fsd.experiment.runs import Run, evaluate_settings, resolve, teacher_run
-from fsd.files import to_json, write_atomically
+from fsd.files import DamagedError, read_record, to_json, write_record
 from fsd.models.build import load_detector
 from fsd.train import run_store
 from fsd.train.validate import DATA
@@ -59,20 +59,22 @@ def _teacher_ap(params: Params, dataset: str) -> float:
     if found is not None:
         return found[0]
     settings = evaluate_settings(params, dataset)
-    kept = run_store.STORES / run_store.teacher_key(dataset) / "gate.json"
+    made = records.made(teacher)
+    asked = {"evaluate": settings, "weights_sha256": made["weights_sha256"]}
+    kept = run_store.STORES / made["key"] / "gate.json"
     try:
-        record = json.loads(kept.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        record = read_record(kept, ("ap",))
+    except (FileNotFoundError, DamagedError):  # measured again
         record = {}
-    if record.get("evaluate") != settings:
-        record = {"evaluate": settings, "ap": measure(teacher, params)}
-        write_atomically(kept, to_json(record))
+    if {name: record.get(name) for name in asked} != asked:
+        record = asked | {"ap": measure(teacher, params)}
+        write_record(kept, record)
     return record["ap"]
 
 
 def measure(run: Run, params: Params) -> float:
     """AP of a trained run on its test split, a fraction."""
-    model, _ = load_detector(run.folder / "weights.pt")
+    model, _ = load_detector(run.folder / "weights.pt", records.made(run)["weights_sha256"])
     on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = open_split(DATA, run.dataset, "test")
     settings = params.datasets[run.dataset].evaluate.model_dump()
@@ -97,14 +99,10 @@ def _baselines(params: Params, dataset: str, data_key: str) -> Iterator[tuple[fl
 
 
 def _evaluated(run: Run) -> tuple[float, dict[str, Any]] | None:
-    """AP and provenance of a run; None where its present weights are not evaluated."""
+    """AP and provenance of a run; None where its present weights are not evaluated, or a record is
+    damaged."""
     try:
-        metrics, made = (
-            json.loads((run.folder / name).read_text(encoding="utf-8"))
-            for name in ("metrics.json", "provenance.json")
-        )
-    except FileNotFoundError:
+        found = records.results(run)
+    except (FileNotFoundError, DamagedError):
         return None
-    if metrics["key"] != made["key"]:
-        return None
-    return metrics["ap"] or 0.0, made  # None: no object to be found
+    return found.metrics["ap"] or 0.0, found.made  # None: no object to be found

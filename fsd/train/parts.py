@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fsd import distill
+from fsd.experiment import records
 from fsd.experiment.runs import teacher_run
 from fsd.models.build import build_network, build_normalise
 from fsd.models.criterion import Criterion
@@ -14,6 +15,11 @@ from fsd.models.inputs import Normalise
 from fsd.models.weights import load_weights
 from fsd.models.yolox import YOLOX
 from fsd.train.loop import TrainModule, pick
+
+FOLDED = (
+    "batch norms folded: these weights come from an export, and most of what they had learned is lost at "
+    "the first training step; take the file from before the export"
+)
 
 
 class Parts(NamedTuple):
@@ -40,6 +46,8 @@ def build(plan: dict[str, Any]) -> Parts:
         loaded = load_weights(student, Path(init["weights"]), partial=init["partial"])
         notes.append(f"started from {init['weights']}: {loaded.loaded} of {loaded.total} entries")
         notes += [f"left out: {name}" for name in loaded.left_out]
+        if loaded.folded:
+            notes.append(FOLDED)
     config = plan["distill"] or {"distill": "baseline"}
     method = distill.load(config["distill"])
     site = "head" if method.site == "head" else config.get("site", "stems")
@@ -47,7 +55,9 @@ def build(plan: dict[str, Any]) -> Parts:
     if plan["distill"] and method.needs_teacher:
         teacher = build_network(plan["teacher"], classes)
         if needs_teacher(plan):
-            load_weights(teacher, teacher_run(plan["run"]["dataset"]).folder / "weights.pt")
+            taught_by = teacher_run(plan["run"]["dataset"])
+            expected = records.made(taught_by)["weights_sha256"]
+            load_weights(teacher, taught_by.folder / "weights.pt", expected=expected)
         teacher.eval().requires_grad_(False)
     torch.manual_seed(seed)
     channels = [_channels(net, site) for net in (student, teacher or student)]
@@ -57,6 +67,11 @@ def build(plan: dict[str, Any]) -> Parts:
     )
     module = TrainModule(student, criterion, distiller, site)
     return Parts(module, teacher, build_normalise(recipe), notes)
+
+
+def distiller(plan: dict[str, Any]) -> str:
+    """The file of fsd/distill/ that a plan trains with."""
+    return (plan["distill"] or {"distill": "baseline"})["distill"]
 
 
 def needs_teacher(plan: dict[str, Any]) -> bool:

@@ -6,7 +6,6 @@ so a state never meets them; a lock keeps two processes from training one run.
 """
 
 import fcntl
-import json
 import os
 import platform
 import time
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fsd.console import console
+from fsd.experiment import records
 from fsd.experiment.runs import TRAINED, Run, key, teacher_run
-from fsd.files import sha256, to_json, write_atomically
+from fsd.files import DamagedError, read_record, sha256, write_record
 from fsd.train import checkpoint
 
 STORES = Path("results/store")
@@ -56,9 +56,8 @@ class BusyError(ValueError):
 
 def teacher_key(dataset: str) -> str:
     """The key of the trained teacher of a data set; ValueError where it is not trained yet."""
-    path = teacher_run(dataset).folder / "provenance.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["key"]
+        return records.made(teacher_run(dataset))["key"]
     except FileNotFoundError:
         raise ValueError(
             f"the teacher of {dataset} is not trained: run `fsd teacher --dataset {dataset}` first"
@@ -74,22 +73,41 @@ def open_store(plan: dict[str, Any], manifest: dict[str, Any], teacher: str | No
 
 
 def adopt(store: Store, run: Run) -> bool:
-    """Whether the run is done: here, or elsewhere and brought here as its declared outputs."""
-    if store.done.exists():
+    """Whether the run is done: here, or elsewhere and brought here as its declared outputs.
+
+    Done is what the records say it is: where the store's files are not those that its provenance names
+    they are put aside, and taken from the run's folder where that has the right ones.
+    """
+    done = store.done.exists()
+    if done and _sound(store.folder, store.key):
         return True
-    try:
-        made = json.loads((run.folder / "provenance.json").read_text(encoding="utf-8"))
-        brought = made["key"] == store.key and made["weights_sha256"] == sha256(
-            run.folder / "weights.pt"
-        )
-    except (FileNotFoundError, ValueError, KeyError):
-        return False
-    if not brought or not (run.folder / "log.jsonl").exists():
+    if done:
+        store.done.unlink()
+        console.print(f"{run.name}: {store.folder} is damaged and is put aside", style="yellow")
+        for name in TRAINED:
+            path = store.folder / name
+            if path.exists():
+                path.replace(path.with_name(f"{name}.damaged"))
+    if not (run.folder / "log.jsonl").exists() or not _sound(run.folder, store.key):
         return False
     for name in TRAINED:
         checkpoint.export(run.folder / name, store.folder / name)
     store.done.touch()
     return True
+
+
+def _sound(folder: Path, key: str) -> bool:
+    """Whether a folder holds the run of that key, its weights and its log being those on record."""
+    try:
+        made = read_record(folder / "provenance.json", ("key", "weights_sha256"))
+        log = made.get("log_sha256")
+        return (
+            made["key"] == key
+            and sha256(folder / "weights.pt") == made["weights_sha256"]
+            and (log is None or sha256(folder / "log.jsonl") == log)
+        )
+    except (OSError, DamagedError):
+        return False
 
 
 @contextmanager
@@ -102,7 +120,7 @@ def failure_noted(store: Store, run: Run) -> Iterator[None]:
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        write_atomically(note, to_json({"key": store.key, "error": text, "when": when}))
+        write_record(note, {"key": store.key, "error": text, "when": when})
         raise
 
 

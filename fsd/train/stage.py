@@ -14,18 +14,18 @@ from fsd.console import clock, console, progress
 from fsd.data import loaders
 from fsd.data.augment.recipe import Recipe
 from fsd.data.split import Split
-from fsd.data.store import manifest, open_split
-from fsd.experiment import provenance
+from fsd.data.store import content, manifest, open_split
+from fsd.experiment import code, provenance, records
 from fsd.experiment.params import Params
-from fsd.experiment.runs import Run, resolve
-from fsd.files import to_json, write_atomically
+from fsd.experiment.runs import Run, resolve, teacher_run
+from fsd.files import write_atomically, write_record
 from fsd.models.weights import SEAL, fingerprint
 from fsd.models.yolox import for_inference
 from fsd.train import checkpoint, compiled, controls, devices, gate, guards, parallel, run_store
 from fsd.train.loop import TrainModule, pick, train_epoch
 from fsd.train.optim import Ema, build_optimizer
 from fsd.train.parallel import World
-from fsd.train.parts import Parts, build, needs_teacher
+from fsd.train.parts import Parts, build, distiller, needs_teacher
 from fsd.train.validate import DATA, validate
 
 
@@ -93,6 +93,8 @@ def _train(job: Job, here: World) -> None:
     log, best = state["log"], state["best"]
     segment = provenance.segment(job.command) | {"processes": here.size}
     segment["compute"] = compute.model_dump() | {"compile_teacher": compiled.used(None)}
+    segment["code"] = code.of_training(distiller(plan))
+    segment["teacher_sha256"] = _same_teacher(job, state["segments"])
     segments = [*state["segments"], segment]
     loader = _loader(plan, run, on, here, compute.trainings_per_gpu)
     # What comes before the first step is done by every process on all images, so that all agree.
@@ -158,6 +160,19 @@ def _train(job: Job, here: World) -> None:
         coupled = bool(module.distiller.couples_batch)
         _finish(job, parts.notes, chosen, segments, log, dtype, coupled)
         tracker.finish()
+
+
+def _same_teacher(job: Job, before: list[dict[str, Any]]) -> str | None:
+    """The sha256 of the trained teacher's weights; ValueError where the run began with other ones."""
+    if job.teacher is None:
+        return None
+    digest = records.made(teacher_run(job.run.dataset))["weights_sha256"]
+    if before and before[-1].get("teacher_sha256", digest) != digest:
+        raise ValueError(
+            f"{job.run.name} began with other weights of its teacher than are here now: bring those back, "
+            f"or delete {job.place.folder} to begin anew"
+        )
+    return digest
 
 
 def _write_log(place: run_store.Store, log: list[dict[str, Any]]) -> None:
@@ -261,9 +276,15 @@ def _finish(
     record = {
         "key": place.key,
         "plan": job.plan,
-        "data": {"key": job.facts["key"], "source": job.facts.get("source")},
+        "data": {
+            "key": job.facts["key"],
+            "source": job.facts.get("source"),
+            "content": content(job.facts),
+        },
         "teacher": job.teacher,
+        "teacher_sha256": segments[-1]["teacher_sha256"],
         "weights_sha256": files.sha256(place.weights),
+        "log_sha256": files.sha256(place.log),
         "selected_epoch": chosen["epoch"],
         "precision": "bf16 autocast" if dtype else "float32",
         "initial_weights": notes or ["random"],
@@ -272,6 +293,6 @@ def _finish(
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "segments": segments,
     }
-    write_atomically(place.provenance, to_json(record))
+    write_record(place.provenance, record)
     place.done.touch()
     place.state.unlink(missing_ok=True)

@@ -34,9 +34,10 @@ def evaluated(which: runs.Run, ap, *, key="k", evaluated_key="k", plan=None, dat
     """Write what training and evaluation leave of a run."""
     plan = runs.resolve(gated(), which) if plan is None else plan
     which.folder.mkdir(parents=True, exist_ok=True)
-    made = {"key": key, "plan": plan, "data": {"key": data}}
+    made = {"key": key, "plan": plan, "data": {"key": data}, "weights_sha256": "w", "segments": []}
+    found = {"key": evaluated_key, "ap": ap, "per_class": {}, "evaluate": {}}
     (which.folder / "provenance.json").write_text(json.dumps(made))
-    (which.folder / "metrics.json").write_text(json.dumps({"key": evaluated_key, "ap": ap}))
+    (which.folder / "metrics.json").write_text(json.dumps(found))
 
 
 def refused(loaded) -> str:
@@ -131,7 +132,8 @@ def test_a_training_asks_the_gate_once_and_only_if_it_has_a_trained_teacher(monk
         stage.fit(loaded, run("cwd"), "test")
     key = run_store.teacher_key("micro")
     metrics = run(TEACHER).folder / "metrics.json"
-    metrics.write_text(json.dumps({"key": key, "ap": 0.4}))
+    found = {"key": key, "ap": 0.4, "per_class": {}, "evaluate": {}}
+    metrics.write_text(json.dumps(found))
     with pytest.raises(ValueError, match=r"AP 40.0 on test, less than the 50.0 of min_ap"):
         stage.fit(loaded, run("cwd"), "test")
     assert not (run("cwd").folder / "weights.pt").exists()
