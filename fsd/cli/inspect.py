@@ -10,12 +10,20 @@ from fsd.cli.common import ExperimentName, load_params
 from fsd.console import console
 from fsd.experiment import params as params_file
 from fsd.experiment import runs
+from fsd.experiment.schema import Experiment
 
 
-def check() -> None:
+def check(
+    code: Annotated[
+        bool, typer.Option("--code", help="List the finished runs that other code has made.")
+    ] = False,
+) -> None:
     """Check params.yaml and list the runs of the active experiment."""
     params = load_params()
     chosen = params.active
+    if code:
+        _made_by_other_code(params, chosen)
+        return
     console.print(f"params.yaml is valid. Active experiment: {chosen.name}")
     for name in chosen.datasets:
         data = params.datasets[name].data
@@ -24,6 +32,25 @@ def check() -> None:
     for run in runs.runs(chosen):
         state = "done" if (run.folder / "metrics.json").exists() else "to do"
         console.print(f"  {run.name}  {state}")
+
+
+def _made_by_other_code(params: params_file.Params, chosen: Experiment) -> None:
+    """Every finished run of the experiment with the modules that have changed since; exit code 1 if any."""
+    from fsd.report.collect import collect
+    from fsd.report.notes import other_code
+
+    finished, _ = collect(params, runs.runs(chosen))
+    found = {one.run.name: files for one in finished if (files := other_code(one))}
+    for name, files in found.items():
+        console.print(f"  {name}: {', '.join(sorted(files))}", markup=False)
+    unknown = sum("code" not in one.made["segments"][-1] for one in finished)
+    if unknown:
+        console.print(f"  {unknown} runs are from before code was recorded")
+    console.print(
+        f"{len(found)} of {len(finished)} finished runs were made by other code than is here now"
+    )
+    if found:
+        raise typer.Exit(1)
 
 
 def doctor(experiment: ExperimentName = None) -> None:

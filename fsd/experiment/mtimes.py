@@ -149,7 +149,7 @@ def _trained(params: Params, run: Run) -> bool:
         same = (made["plan"], made["data"]["key"], made["teacher"]) == (plan, data, teacher)
     else:
         same = made["key"] == runs.key(plan, data, teacher)
-    return same and records.weights_are(run, made)
+    return same and records.weights_are(run, made) and records.log_is(run, made)
 
 
 def _evaluated(params: Params, run: Run) -> bool:

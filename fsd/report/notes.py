@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from fsd.experiment import code, sources
 from fsd.experiment.params import TEACHER, Params
 from fsd.experiment.schema import Experiment
 from fsd.report import leaks
@@ -12,6 +13,7 @@ from fsd.report.collect import Finished, Unfinished, frame
 from fsd.report.columns import probability
 from fsd.report.tables import BASELINE, rule_of
 
+FOLDED = "batch norms folded"  # how train.parts begins its note
 PAPER_NETWORKS = ("yolox_l", "yolox_s")
 
 
@@ -41,6 +43,8 @@ def footnotes(
         notes += _teacher(dataset, own)
         notes += _paper(dataset, params)
         notes += _mixtures(dataset, own, manifest)
+        if changed := sources.changed(params, dataset):
+            notes.append(f"WARNING: {changed}.")
     return [*notes, *_code(finished), *_missing(unfinished)]
 
 
@@ -198,8 +202,33 @@ def _mixtures(dataset: str, own: list[Finished], manifest: dict[str, Any] | None
         yield f"{dataset}: trained in {precision.pop()}."
 
 
+def other_code(one: Finished) -> set[str]:
+    """The modules that made a run or its metrics and hold other code today."""
+    recorded = [part.get("code", {}) for part in one.made["segments"]]
+    return {
+        name for found in (*recorded, one.metrics.get("code", {})) for name in code.changed(found)
+    }
+
+
 def _code(finished: list[Finished]) -> list[str]:
     notes = []
+    other = {one.run.name: files for one in finished if (files := other_code(one))}
+    if other:
+        modules = sorted(set().union(*other.values()))
+        notes.append(
+            f"WARNING: made by other code than is here now: {_some(list(other))} (changed since: "
+            f"{_some(modules)}); where the change matters, raise SCHEMA_VERSION in fsd/experiment/runs.py."
+        )
+    folded = [
+        one.run.name
+        for one in finished
+        if any(n.startswith(FOLDED) for n in one.made["initial_weights"])
+    ]
+    if folded:
+        notes.append(
+            f"WARNING: began from weights whose batch norms an export had folded, which lose most of what "
+            f"they learned at the first step: {_some(folded)}."
+        )
     used = commits(finished)
     if len(used) > 1:
         notes.append(f"The runs were made by {len(used)} commits: {', '.join(used)}.")

@@ -1,15 +1,15 @@
 """Where a run stands, what its key is made of, and what makes it differ from the one that is done."""
 
 import fcntl
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fsd.data.store import manifest
+from fsd.experiment import code, records, sources
 from fsd.experiment.params import Params
 from fsd.experiment.runs import Run, key, resolve
-from fsd.files import digest
+from fsd.files import DamagedError, digest, read_record
 from fsd.train import run_store
 from fsd.train.parts import needs_teacher
 from fsd.train.validate import DATA
@@ -18,7 +18,7 @@ from fsd.train.validate import DATA
 class Standing(NamedTuple):
     """What is known of a run."""
 
-    state: str  # not planned, planned, waiting, running, interrupted, failed, trained or done
+    state: str  # not planned, planned, waiting, outdated, running, interrupted, failed, trained or done
     why: str  # one sentence
     parts: dict[str, str]  # what the key is made of: name -> hash or path; empty where unknown
     differences: list[tuple[str, str, Any, Any]]  # (other key, field, there, here)
@@ -41,6 +41,8 @@ def standing(params: Params, run: Run) -> Standing:
         return Standing("waiting", str(error), parts, list(_differences(run, plan)))
     parts["key"] = place.key
     state, why = _state(run, plan, place)
+    if changed := sources.changed(params, run.dataset):
+        state, why = "outdated", changed
     others = [] if place.done.exists() else list(_differences(run, plan, place.key, parts))
     return Standing(state, why, parts, others)
 
@@ -49,23 +51,29 @@ def _state(run: Run, plan: dict[str, Any], place: run_store.Store) -> tuple[str,
     epochs = plan["network"]["train"]["epochs"]
     through = len(_lines(place.log))
     if place.done.exists():
-        if (run.folder / "metrics.json").exists():
-            return "done", f"trained and evaluated: {run.folder}"
-        return "trained", f"not evaluated yet: `fsd evaluate {arguments(run)}`"
+        try:
+            found = records.results(run)
+        except FileNotFoundError:
+            return "trained", f"not evaluated yet: `fsd evaluate {records.arguments(run)}`"
+        except DamagedError as error:
+            return "outdated", str(error)
+        segments = [*found.made["segments"], found.metrics]
+        other = sorted({name for part in segments for name in code.changed(part.get("code", {}))})
+        edited = f"; made by other code than is here now: {', '.join(other)}" if other else ""
+        return "done", f"trained and evaluated: {run.folder}{edited}"
     if _held(place):
         return "running", f"a process trains it: {through} of {epochs} epochs are done"
     failure = run.folder / "failed.json"
     if failure.exists():
-        said = json.loads(failure.read_text(encoding="utf-8"))
+        try:
+            said = read_record(failure, ("key", "when", "error"))
+        except DamagedError as error:
+            return "failed", str(error)
         if said["key"] == place.key:
             return "failed", f"{said['when']}, after {through} of {epochs} epochs: {said['error']}"
     if place.state.exists():
         return "interrupted", f"{through} of {epochs} epochs are done; training it again continues"
-    return "planned", f"train it: `fsd train {arguments(run)}`"
-
-
-def arguments(run: Run) -> str:
-    return f"--dataset {run.dataset} --method {run.method} --seed {run.seed}"
+    return "planned", f"train it: `fsd train {records.arguments(run)}`"
 
 
 def _lines(path: Path) -> list[str]:
@@ -93,7 +101,10 @@ def _differences(
     """Every field by which the finished runs of this data set, method and seed differ from this."""
     here = _flat(plan)
     for path in sorted(run_store.STORES.glob("*/provenance.json")):
-        made = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            made = read_record(path, records.MADE)
+        except DamagedError:
+            continue
         if made["plan"]["run"] != run._asdict() or made["key"] == own:
             continue
         there = _flat(made["plan"])

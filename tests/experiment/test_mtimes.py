@@ -147,3 +147,42 @@ def test_a_leak_that_is_refused_is_no_proof(tree, monkeypatch):
     monkeypatch.setattr(checks, "refusal", lambda name, found: f"{name} leaks")
     assert EVERYTHING - settled() == {"data"}
     assert settled(micro(datasets__micro__leaks="report")) == EVERYTHING
+
+
+def test_a_time_in_the_future_becomes_the_present_one(tree):
+    settled()
+    late = 4e9
+    for path in (run("cwd").plan, run("cwd").folder / "weights.pt", runs.manifest_path("micro")):
+        os.utime(path, (late, late))
+    assert settled() == EVERYTHING
+    assert all(path.stat().st_mtime < late for path in tree.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("name", "aged"),
+    [
+        ("weights.pt", runs.TRAINED),
+        ("log.jsonl", runs.TRAINED),
+        ("detections.json", runs.EVALUATED),
+    ],
+)
+def test_what_is_damaged_looks_old_whatever_its_time(tree, name, aged):
+    settled()
+    path = run("cwd").folder / name
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    mtimes.restore(micro(), CHOSEN)
+    assert all((run("cwd").folder / one).stat().st_mtime == 1 for one in aged)
+    assert (run("baseline").folder / name).stat().st_mtime > 1
+
+
+def test_metrics_that_name_no_weights_prove_nothing(tree):
+    path = run("cwd").folder / "metrics.json"
+    content = json.loads(path.read_text())
+    del content["record_sha256"], content["weights_sha256"]
+    path.write_text(json.dumps(content))
+    os.utime(path, (1e9, 1e9))
+    assert EVERYTHING - settled() == {"cwd evaluated", "report"}

@@ -55,9 +55,16 @@ def test_a_run_from_its_plan_to_its_end(monkeypatch):
     assert running.state == "running" and "2 of 4 epochs" in running.why
     stage.fit(loaded, run(TEACHER), "test")
     assert explain.standing(loaded, run(TEACHER)).state == "trained"
-    (run(TEACHER).folder / "metrics.json").write_text("{}")
+    metrics = run(TEACHER).folder / "metrics.json"
+    files.write_record(
+        metrics, {"key": ready.parts["key"], "ap": 0.1, "per_class": {}, "evaluate": {}}
+    )
     done = explain.standing(loaded, run(TEACHER))
     assert done.state == "done" and not done.differences
+    assert "other code" not in done.why
+    metrics.write_text(metrics.read_text().replace("0.1", "0.9"))
+    edited = explain.standing(loaded, run(TEACHER))
+    assert edited.state == "outdated" and "metrics.json was changed" in edited.why
 
     other = planned(micro(datasets__micro__teacher__train__lr=0.02))
     changed = explain.standing(other, run(TEACHER))

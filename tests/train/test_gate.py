@@ -137,7 +137,7 @@ def test_a_training_asks_the_gate_once_and_only_if_it_has_a_trained_teacher(monk
     with pytest.raises(ValueError, match=r"AP 40.0 on test, less than the 50.0 of min_ap"):
         stage.fit(loaded, run("cwd"), "test")
     assert not (run("cwd").folder / "weights.pt").exists()
-    metrics.write_text(json.dumps({"key": key, "ap": 0.6}))
+    metrics.write_text(json.dumps(found | {"ap": 0.6}))
     stage.fit(loaded, run("cwd"), "test")
     metrics.unlink()
     shutil.rmtree(run("cwd").folder)
