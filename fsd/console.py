@@ -17,7 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(highlight=False, soft_wrap=True)
+# Paths and names are printed as they are: [v2] in one is no markup.
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 PLAIN_EVERY_S = float(os.environ.get("FSD_PROGRESS_S", "10"))
 RECENT_S = 300.0  # the speed behind an ETA is that of these last seconds
 
@@ -31,13 +32,13 @@ def progress(label: str) -> Iterator[Update]:
     """A function to call with (done, total, note) as often as one likes."""
     if console.is_terminal:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("eta"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(
             *columns, console=console, transient=True, speed_estimate_period=RECENT_S

@@ -52,7 +52,7 @@ def main() -> None:
     except (ValueError, OSError, ArithmeticError) as error:
         if os.environ.get("FSD_DEBUG"):
             traceback.print_exc()
-        console.print(f"fsd: {_sentence(error)}", markup=False, style="red")
+        console.print(f"fsd: {_sentence(error)}", style="red")
         sys.exit(2)
     except KeyboardInterrupt:
         console.print("fsd: stopped; the same command continues from the last finished epoch")

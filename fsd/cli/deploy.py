@@ -42,7 +42,7 @@ def predict(
         )
     console.print(f"{done.detections} detections in {done.pictures} pictures: {done.folder}")
     for sentence in done.failed:
-        console.print(f"  not read: {sentence}", markup=False, style="red")
+        console.print(f"  not read: {sentence}", style="red")
     if done.failed:
         raise ValueError(f"{len(done.failed)} files could not be read; the others are done")
 

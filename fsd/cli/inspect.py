@@ -42,7 +42,7 @@ def _made_by_other_code(params: params_file.Params, chosen: Experiment) -> None:
     finished, _ = collect(params, runs.runs(chosen))
     found = {one.run.name: files for one in finished if (files := other_code(one))}
     for name, files in found.items():
-        console.print(f"  {name}: {', '.join(sorted(files))}", markup=False)
+        console.print(f"  {name}: {', '.join(sorted(files))}")
     unknown = sum("code" not in one.made["segments"][-1] for one in finished)
     if unknown:
         console.print(f"  {unknown} runs are from before code was recorded")
@@ -62,7 +62,7 @@ def doctor(experiment: ExperimentName = None) -> None:
     found = examination.machine() + examination.sources(params, chosen) + examination.slurm()
     for finding in found:
         mark, style = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "dim")}[finding.ok]
-        console.print(f"[{style}]{mark}[/] {escape(finding.what)}")
+        console.print(f"[{style}]{mark}[/] {escape(finding.what)}", markup=True)
     if any(finding.ok is False for finding in found):
         raise typer.Exit(1)
 
@@ -101,7 +101,7 @@ def audit(
         raise ValueError("give --dataset NAME, or --format voc|coco|yolo and --source PATH")
     with progress(f"audit {name}") as update:
         found = audited.of(spec, update)
-    console.print(leaks.table(name, found.result), markup=False)
+    console.print(leaks.table(name, found.result))
     folder = runs.audit_folder(name)
     if count := pairs.write(folder, found.result, found.image):
         console.print(f"{count} pairs side by side: {folder}")
@@ -124,11 +124,11 @@ def explain(run: Annotated[str, typer.Argument(help="DATASET/METHOD/SEED")]) -> 
 
     chosen = runs.find(params, *found.name_to_run(run))
     standing = found.standing(params, chosen)
-    console.print(f"{chosen.name}: {standing.state}; {standing.why}", markup=False)
+    console.print(f"{chosen.name}: {standing.state}; {standing.why}")
     for name, value in standing.parts.items():
-        console.print(f"  {name:8}{value}", markup=False)
+        console.print(f"  {name:8}{value}")
     for key, field, there, here in standing.differences:
-        console.print(f"  {key} has {field} = {there!r}, here it is {here!r}", markup=False)
+        console.print(f"  {key} has {field} = {there!r}, here it is {here!r}")
 
 
 def methods() -> None:

@@ -23,6 +23,9 @@ CONVENTION = (
 )
 
 
+MOST_INPUT_PX = 8192  # side of an input that a file's description is believed
+
+
 class Settings(NamedTuple):
     """What becomes of raw predictions."""
 
@@ -168,7 +171,14 @@ def from_metadata(values: Mapping[str, str]) -> tuple[Card, Settings | None]:
     """The card, and how doubles are suppressed inside the graph (None: not)."""
     card, nms = json.loads(values["card"]), json.loads(values["nms"])
     card = {name: tuple(v) if isinstance(v, list) else v for name, v in card.items()}
-    return Card(**card), nms and Settings(**nms)
+    found, inside = Card(**card), nms and Settings(**nms)
+    sides = isinstance(found.input_px, int) and 32 <= found.input_px <= MOST_INPUT_PX
+    names = isinstance(found.classes, tuple) and all(
+        isinstance(name, str) for name in found.classes
+    )
+    if not (sides and names and found.classes and isinstance(found.run, str)):
+        raise ValueError("its description is not one of a detector")
+    return found, inside
 
 
 def from_onnx(path: Path) -> Detector:

@@ -13,6 +13,7 @@ import numpy as np
 
 from fsd.data.decoding import letterboxed
 from fsd.data.formats.records import IMAGE_SUFFIXES, decode
+from fsd.limits import IMAGE_BYTES
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 
@@ -51,8 +52,10 @@ def find(arguments: Sequence[str]) -> list[Path]:
             files = sorted(p for p in path.rglob("*") if _is_picture(p))
             if not files:
                 raise ValueError(f"{argument} holds no images or videos: choose another folder")
-        elif path.exists():
+        elif path.is_file():
             files = [path]
+        elif path.exists():
+            raise ValueError(f"{argument} is a pipe or a device, not a file: give images or videos")
         else:
             matches = map(Path, glob.glob(argument, recursive=True))
             files = sorted(p for p in matches if _is_picture(p))
@@ -74,6 +77,11 @@ def frames(path: Path) -> Iterator[Frame]:
     last good frame.
     """
     if not is_video(path):
+        size = path.stat().st_size
+        if size > IMAGE_BYTES:
+            raise ValueError(
+                f"{path} has {size >> 20} MiB: images of up to {IMAGE_BYTES >> 20} are read"
+            )
         yield Frame(path, None, decode(path.read_bytes(), str(path), upright=True))
         return
     capture = _open(path)

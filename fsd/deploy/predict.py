@@ -5,7 +5,6 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from fsd.deploy.detector import EDGES, Card, Seen, Settings, as_dicts, load, see
 from fsd.deploy.images import Frame
 from fsd.evaluate.drawing import draw
 from fsd.files import to_cell, to_json, write_atomically
+from fsd.limits import BATCH_PIXELS
 
 BATCH = 8  # pictures at a time: more is no faster on a CPU
 COLUMNS = ("file", "frame", "class", "score", *EDGES)
@@ -54,7 +54,7 @@ def predict(
     records, table = [], []
     with _Pictures(targets, detector.card.classes) as pictures:
         stream = _stream(files, failed)
-        while batch := list(islice(stream, BATCH)):
+        for batch in _batches(stream):
             for seen in see(detector, batch, settings):
                 pictures.add(seen)
                 records.append(_record(seen, detector.card))
@@ -76,6 +76,21 @@ def _stream(files: Sequence[Path], failed: list[str]) -> Iterator[Frame]:
             yield from images.frames(path)
         except (ValueError, OSError) as error:
             failed.append(str(error))
+
+
+def _batches(stream: Iterator[Frame]) -> Iterator[list[Frame]]:
+    """Up to BATCH pictures at a time, fewer of large ones: all of them are in memory."""
+    batch: list[Frame] = []
+    pixels = 0
+    for frame in stream:
+        size = frame.image.shape[0] * frame.image.shape[1]
+        if batch and (len(batch) == BATCH or pixels + size > BATCH_PIXELS):
+            yield batch
+            batch, pixels = [], 0
+        batch.append(frame)
+        pixels += size
+    if batch:
+        yield batch
 
 
 def _targets(files: Sequence[Path], folder: Path) -> dict[Path, Path]:

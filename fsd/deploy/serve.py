@@ -23,12 +23,11 @@ from fsd.data.formats.records import decode
 from fsd.data.scenes.compose import scene
 from fsd.deploy.detector import EVALUATION, Settings, as_dicts, from_onnx, needed, read_weights, see
 from fsd.deploy.images import Frame
+from fsd.limits import SERVED_BYTES, SERVED_PIXELS, SERVED_ROWS
 
 if TYPE_CHECKING:
     from fsd.deploy.export import Exported
 
-MOST_BYTES = 20 * 2**20  # of one image file
-MOST_PIXELS = 50_000_000  # a small file can hold a huge picture
 KINDS = ("JPEG", "PNG")
 # What `_load_pyfunc` and its answer need.
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "onnxruntime", "opencv-python-headless", "pillow")
@@ -47,14 +46,27 @@ class Served:
         """
         from mlflow.exceptions import MlflowException
 
-        settings = EVALUATION._replace(score=float((params or {}).get("score", Settings().score)))
-        answers = []
+        def refused(sentence: str) -> MlflowException:
+            return MlflowException.invalid_parameter_value(sentence)
+
+        score = float((params or {}).get("score", Settings().score))
+        if not 0 <= score <= 1:  # nor a NaN
+            raise refused(f"score is {score:g}: send a number from 0 to 1")
+        if len(data) > SERVED_ROWS:
+            raise refused(f"{len(data)} images in one request: send {SERVED_ROWS} at most")
+        settings = EVALUATION._replace(score=score)
+        answers, left = [], SERVED_PIXELS
         for number, text in enumerate(data["image"]):
             try:
                 image = read(text)
             except ValueError as error:
-                message = f"row {number}: {error}"
-                raise MlflowException.invalid_parameter_value(message) from None
+                raise refused(f"row {number}: {error}") from None
+            left -= image.shape[0] * image.shape[1]
+            if left < 0:
+                raise refused(
+                    f"row {number}: the images of one request have more than {SERVED_PIXELS // 10**6} "
+                    "megapixels together: send fewer at a time"
+                )
             seen = see(self.detector, [Frame(Path(), None, image)], settings)[0]
             height, width = image.shape[:2]
             found = as_dicts(seen.found, self.detector.card.classes)
@@ -66,9 +78,9 @@ def read(text: str) -> Any:
     """[H, W, 3] uint8 BGR from base64 text, upright. ValueError for all that is no small image."""
     from PIL import Image
 
-    if len(text) > MOST_BYTES * 4 // 3 + 4:
+    if len(text) > SERVED_BYTES * 4 // 3 + 4:
         raise ValueError(
-            f"the image file is larger than {MOST_BYTES >> 20} MiB: send a smaller one"
+            f"the image file is larger than {SERVED_BYTES >> 20} MiB: send a smaller one"
         )
     try:
         data = base64.b64decode(text, validate=True)
@@ -78,13 +90,13 @@ def read(text: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=KINDS) as head:  # nothing is decoded yet
-                small = head.width * head.height <= MOST_PIXELS
+                small = head.width * head.height <= SERVED_PIXELS
     except Image.DecompressionBombError:
         small = False
     except Exception:  # whatever a damaged head makes of the library
         raise ValueError(f"the image is not of the kind {' or '.join(KINDS)}") from None
     if not small:
-        raise ValueError(f"the image has more than {MOST_PIXELS // 10**6} megapixels: shrink it")
+        raise ValueError(f"the image has more than {SERVED_PIXELS // 10**6} megapixels: shrink it")
     return decode(data, "the image", upright=True)
 
 

@@ -5,6 +5,7 @@ a Snakefile parses fast. `distill.check` completes the check where torch is at h
 """
 
 import re
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ from fsd.experiment.schema import (
 )
 
 TEACHER = "teacher"  # reserved method: the teacher's own run, shared by all students of a data set
+
+
+_SHORT = reprlib.Repr()  # YAML's aliases can make a value of ten lines as long as a book
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 60, 60
 
 
 class ParamsError(ValueError):
@@ -171,4 +176,4 @@ def _sentence(error: ValidationError) -> str:
         text = str(first["ctx"]["error"])
         return f"{where}: {text}" if where else text
     text = first["msg"].removeprefix("Input ")
-    return f"{where} {text[0].lower() + text[1:]}, not {first['input']!r}"
+    return f"{where} {text[0].lower() + text[1:]}, not {_SHORT.repr(first['input'])}"

@@ -123,7 +123,10 @@ def _results(
 ) -> dict[str, float]:
     run = one.run
     found: dict[str, Any] = {name: one.metrics.get(name) for name in METRICS}
-    found |= {f"ap/{name}": values["ap"] for name, values in one.metrics["per_class"].items()}
+    names = tracking.metric_names(one.metrics["per_class"])
+    found |= {
+        f"ap/{names[name]}": values["ap"] for name, values in one.metrics["per_class"].items()
+    }
     base = baselines.get((run.dataset, run.seed))
     if base is not None and run.method not in (BASELINE, "teacher"):
         found["delta_ap"] = one.metrics["ap"] - base

@@ -58,7 +58,13 @@ def strips(dataset: str, chosen: Experiment, picture: str) -> dict[str, Path]:
         method: runs.Run(dataset, method, seeds.get(method, chosen.seeds[0])).folder / picture
         for method in (TEACHER, *chosen.methods)
     }
-    return {method: path for method, path in found.items() if path.exists()}
+    return {method: path for method, path in found.items() if _pixels(path) is not None}
+
+
+def _pixels(path: Path) -> np.ndarray | None:
+    """[H, W, 3] uint8 BGR; None where there is no picture, or one that cannot be read."""
+    data = np.fromfile(path, np.uint8) if path.is_file() else np.empty(0, np.uint8)
+    return cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
 
 
 class Grid(NamedTuple):
@@ -92,7 +98,7 @@ def previews(chosen: Experiment, photos: bool) -> Previews | None:
 def lowered(path: Path, height: int = 200) -> bytes:
     """A JPEG file's content, made smaller where it is higher than so many pixels."""
     data = path.read_bytes()
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    image = _pixels(path)
     if image.shape[0] <= height:
         return data
     size = (round(image.shape[1] * height / image.shape[0]), height)
@@ -104,7 +110,7 @@ def stacked(strips: dict[str, Path]) -> bytes:
     """A JPEG of equally wide pictures one below the other, each under its name."""
     parts = []
     for name, path in strips.items():
-        strip = cv2.imread(str(path))
+        strip = _pixels(path)
         band = np.full((24, strip.shape[1], 3), 255, np.uint8)
         cv2.putText(band, name, (4, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
         parts += [band, strip]

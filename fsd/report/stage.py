@@ -140,7 +140,7 @@ def show(chosen: Experiment) -> None:
     """Print the table, where the page is, and how to open MLflow on the runs."""
     path = runs.table_path(chosen.name, "md")
     try:
-        console.print(path.read_text(encoding="utf-8"), markup=False)
+        console.print(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(
             f"{path} is not there: run `snakemake --cores all` (or `fsd report`) first"
@@ -151,8 +151,8 @@ def show(chosen: Experiment) -> None:
     if link:
         command = tracking.ui_command()
         if command:
-            console.print(f"MLflow  {command}", markup=False)
-        console.print(f"        then open {link}" if command else f"MLflow  {link}", markup=False)
+            console.print(f"MLflow  {command}")
+        console.print(f"        then open {link}" if command else f"MLflow  {link}")
 
 
 def read_table(experiment: str) -> list[dict[str, Any]]:

@@ -9,9 +9,10 @@ import fcntl
 import json
 import logging
 import os
+import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
@@ -235,6 +236,20 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             out |= flatten(value, f"{prefix}{key}/")
         elif value is not None:
             out[f"{prefix}{key}"] = value
+    return out
+
+
+def metric_names(names: Iterable[str]) -> dict[str, str]:
+    """Names of any kind to such as MLflow takes, distinct ones for distinct ones.
+
+    It takes letters and digits of ASCII, and _ - . : / and spaces.
+    """
+    out: dict[str, str] = {}
+    for name in names:
+        plain = re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII).strip() or "_"
+        while plain in out.values():
+            plain += "_"
+        out[name] = plain
     return out
 
 

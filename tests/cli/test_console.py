@@ -63,3 +63,8 @@ def test_the_speed_is_that_of_late():
         found = left.seconds(now, done, 1000)
     assert found == pytest.approx(10 * (1000 - done), rel=0.05)
     assert len(left.marks) <= console.RECENT_S + 2
+
+
+def test_names_are_printed_as_they_are(capsys):
+    console.console.print("a [v2] folder, [/x] and :smile: [red]")
+    assert capsys.readouterr().out == "a [v2] folder, [/x] and :smile: [red]\n"

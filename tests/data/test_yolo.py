@@ -274,7 +274,7 @@ def test_a_cut_off_image_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"images/train/a\.png is cut off") as error:
         stage.prepare("pets", spec, tmp_path / "data", workers=1)
     one_sentence(error)
-    assert not [p for p in (tmp_path / "data").rglob("*") if p.is_file()]
+    assert not [p for p in (tmp_path / "data").rglob("[!.]*") if p.is_file()]
 
 
 def test_the_key_changes_with_the_names_of_the_classes(tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 from deploy_cases import CLASSES, write_weights
 
@@ -26,6 +27,7 @@ from fsd.deploy.images import Frame
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 pytest.importorskip("onnxruntime")
 mlflow = pytest.importorskip("mlflow")
+MlflowException = pytest.importorskip("mlflow.exceptions").MlflowException
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ BAD = {
     "of the kind": text(b"plain text, no picture"),
     "cut off": text(WHOLE[: len(WHOLE) // 2]),
     "megapixels": text(huge_png()),
-    "larger than": "A" * (serve.MOST_BYTES * 4 // 3 + 8),
+    "larger than": "A" * (serve.SERVED_BYTES * 4 // 3 + 8),
     "": "",
     "JPEG or PNG": text(encoded(scene(0, 0, 96)[0], ".webp")),
 }
@@ -124,6 +126,29 @@ def test_what_is_no_image_is_refused(made, says):
     with pytest.raises(MlflowException, match=f"row 1: .*{says}") as raised:
         served.predict({"image": [text(WHOLE), BAD[says]]})
     assert raised.value.get_http_status_code() == 400
+
+
+@pytest.mark.parametrize("score", [float("nan"), 7, -1, float("inf")])
+def test_a_score_that_is_no_share_is_refused(made, score):
+    served = serve.Served(made[1] / "data" / "model.onnx")
+    rows = pd.DataFrame({"image": [encoded_photo()]})
+    with pytest.raises(MlflowException, match="send a number from 0 to 1"):
+        served.predict(rows, {"score": score})
+
+
+def test_a_request_has_a_limit_of_images_and_of_their_pixels(made, monkeypatch):
+    served = serve.Served(made[1] / "data" / "model.onnx")
+    text = encoded_photo()
+    with pytest.raises(MlflowException, match="65 images in one request: send 64 at most"):
+        served.predict(pd.DataFrame({"image": [text] * 65}))
+    monkeypatch.setattr(serve, "SERVED_PIXELS", 100)
+    with pytest.raises(MlflowException, match="row 0"):
+        served.predict(pd.DataFrame({"image": [text] * 2}))
+
+
+def encoded_photo() -> str:
+    _, data = cv2.imencode(".png", np.zeros((9, 11, 3), np.uint8))
+    return base64.b64encode(data.tobytes()).decode()
 
 
 def test_out_that_holds_something_else(made, tmp_path):

@@ -312,3 +312,14 @@ def test_the_printed_link_shows_the_results(server, tmp_path):
     assert list(shown.values()) == ["0.6", "0.6", "0.0877", "0.016", "inconclusive", "0.731"]
     assert found[names["fsd/paper"], "metrics.`delta_ap`"] == "0.016"
     assert names["teacher/0"] == "0"  # the best AP first
+
+
+def test_names_of_any_kind_are_given_to_mlflow_as_it_takes_them(loaded):
+    names = ["R&D", "R-D", "cat (black)", "dog's toy", "R/D", "R@D", "猫", "犬", ""]
+    found = tracking.metric_names(names)
+    assert list(found) == names and len(set(found.values())) == len(names)
+    assert found["R-D"] == "R-D"
+    tracker = open_tracker(loaded, "fgd")
+    tracker.finish({f"ap/{name}": 0.5 for name in found.values()})
+    assert not tracking._off
+    assert tracker.client.get_run(tracker.run_id).data.metrics[f"ap/{found['R&D']}"] == 0.5

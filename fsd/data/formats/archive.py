@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from fsd.limits import most_bytes
+
 # What the standard library raises for a file that is cut off or garbled.
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 
@@ -78,11 +80,14 @@ class Source:
         place = self._table[name]
         try:
             if self.kind == "folder":
+                self._small_enough(name, os.stat(place).st_size)
                 return Path(place).read_bytes()
             if self.kind == "zip":
                 if "" not in self._handles:
                     self._handles[""] = zipfile.ZipFile(self.path)
+                self._small_enough(name, self._handles[""].getinfo(place).file_size)
                 return self._handles[""].read(place)
+            self._small_enough(name, place[2])
             tar, offset, size = place
             if tar not in self._handles:  # the stream that tarfile sees, whatever the compression
                 self._handles[tar] = tarfile.open(tar).fileobj  # noqa: SIM115, read from again
@@ -93,6 +98,14 @@ class Source:
         if len(data) != size:
             raise ValueError(f"{name} cannot be read from {self.path}: the archive is cut off")
         return data
+
+    def _small_enough(self, name: str, size: int) -> None:
+        most = most_bytes(name)
+        if size > most:
+            raise ValueError(
+                f"{name} of {self.path} has {size >> 20} MiB, and no more than {most >> 20} MiB are read of "
+                "such a file: is it what its name says?"
+            )
 
     def read_many(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """(name, content) of each, in stored order: a compressed tar is then unpacked only once."""
@@ -147,6 +160,20 @@ def _safe(name: str, archive: Path) -> str:
     return composed(str(PurePosixPath(name)))
 
 
+def _enter(table: dict, name: str, place: str | tuple[str, int, int], source: Path) -> None:
+    """Put a file into the table; ValueError where another one has its name in another Unicode form.
+
+    A tar may hold the same member twice, as `tar --append` leaves it: the later one counts.
+    """
+    before = table.get(name)
+    if isinstance(place, str) and before is not None and before != place:
+        raise ValueError(
+            f"{source} holds two files called {name!r}, whose names differ only in how an accented letter is "
+            "written: rename one of them"
+        )
+    table[name] = place
+
+
 def _list_tar(path: Path) -> dict[str, str | tuple[str, int, int]]:
     table: dict[str, str | tuple[str, int, int]] = {}
     with tarfile.open(path) as tar:
@@ -157,7 +184,7 @@ def _list_tar(path: Path) -> dict[str, str | tuple[str, int, int]]:
             if not member.isreg() or member.issparse():
                 raise ValueError(f"{path} is refused: its member {name!r} is a link or a device")
             if not _litter(name):
-                table[name] = (str(path), member.offset_data, member.size)
+                _enter(table, name, (str(path), member.offset_data, member.size), path)
     return table
 
 
@@ -171,16 +198,17 @@ def _list_zip(path: Path) -> dict[str, str | tuple[str, int, int]]:
             if stat.S_ISLNK(member.external_attr >> 16):
                 raise ValueError(f"{path} is refused: its member {name!r} is a link or a device")
             if not _litter(name):
-                table[name] = member.filename
+                _enter(table, name, member.filename, path)
     return table
 
 
 def _list_folder(path: Path) -> dict[str, str | tuple[str, int, int]]:
     table: dict[str, str | tuple[str, int, int]] = {}
-    seen: set[str] = set()  # a linked folder may contain itself
+    seen: set[str] = set()  # a linked folder may contain itself, or be the whole disk
+    root = os.path.realpath(path)
     for folder, subfolders, files in os.walk(path, followlinks=True):
         real = os.path.realpath(folder)
-        if real in seen:
+        if real in seen or (real != root and os.path.commonpath([real, root]) == real):
             subfolders.clear()
             continue
         seen.add(real)
@@ -188,6 +216,6 @@ def _list_folder(path: Path) -> dict[str, str | tuple[str, int, int]]:
         for file in sorted(files):
             full = Path(folder, file)
             name = composed(full.relative_to(path).as_posix())
-            if not _litter(name):
-                table[name] = str(full)
+            if not _litter(name) and full.is_file():  # no pipe or device, which would block
+                _enter(table, name, str(full), path)
     return table

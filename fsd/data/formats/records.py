@@ -1,13 +1,21 @@
 """What every reader of a data set hands over, one record per image, and how pixels are decoded."""
 
+import io
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image
 
+from fsd.limits import IMAGE_PIXELS, IMAGE_SIDE
+
+# Said of files that are then refused, or read by OpenCV all the same.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -97,6 +105,7 @@ def decode(
     )
     if cut_off:
         raise ValueError(f"{name} is cut off: the image file ends before its picture does")
+    _not_too_large(data, name)
     try:
         flags = cv2.IMREAD_COLOR | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -112,6 +121,22 @@ def decode(
             f"{width}x{height}{hint}: store it as it is annotated"
         )
     return image
+
+
+def _not_too_large(data: bytes, name: str) -> None:
+    """ValueError for a picture that would take too much memory, by what its head says: nothing is decoded."""
+    try:
+        with Image.open(io.BytesIO(data)) as head:
+            width, height = head.size
+    except Image.DecompressionBombError:
+        width = height = IMAGE_SIDE + 1
+    except Exception:  # what it does not know, OpenCV may; it has limits of its own
+        return
+    if max(width, height) > IMAGE_SIDE or width * height > IMAGE_PIXELS:
+        raise ValueError(
+            f"{name} has more than {IMAGE_PIXELS // 10**6} megapixels or {IMAGE_SIDE} pixels on a side: "
+            "make it smaller"
+        )
 
 
 # After the scan header: a marker that is no stuffed zero, restart or fill byte ends the data.
