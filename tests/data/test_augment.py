@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+import plain_tensors
 import pytest
 import torch
+from counted import Counted
 from tiny_splits import COLOURLESS, YOLOX, build_split, smooth_split
 
 from fsd.data.augment.opencv import apply, apply_many
@@ -393,6 +395,73 @@ def test_tensors_agree_with_opencv(size):
     agree(COLOURLESS, split, size=size, most=2, share=0.02)  # seams
     agree(YOLOX, split, size=size, most=3, share=0.02)
     agree(replace(YOLOX, mosaic=0.5, mixup=0.5), split, size=size, most=3, share=0.02)
+
+
+STILL = replace(YOLOX, degrees=0.0, shear=0.0, scale=(1.0, 1.0))
+
+
+@pytest.mark.parametrize("size", [None, 64, 128])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        YOLOX,
+        COLOURLESS,
+        YOLOX.plain(),
+        COLOURLESS.plain(),
+        STILL,
+        replace(YOLOX, mixup=0.0),
+        replace(YOLOX, mosaic=0.5, mixup=0.5),
+        replace(YOLOX, hsv=(90, 90, 90), mosaic_centre=(0.0, 2.0)),
+        replace(YOLOX, hsv=(0, 0, 90), flip=1.0, degrees=80.0, scale=(0.01, 3.0), shear=40.0),
+    ],
+)
+def test_tensors_are_to_the_last_bit_what_the_plain_form_gives(recipe, size):
+    split = smooth_split(size=96)
+    drawn = draws(recipe, split, 20)
+    images = torch.from_numpy(split.images)
+    before = images.clone()
+    made, _ = apply_batch(drawn, recipe, images, split, size)
+    assert torch.equal(made, plain_tensors.batch(place(drawn, split, size), images))
+    assert torch.equal(images, before)
+
+
+def test_noise_at_the_edges_is_sampled_to_the_last_bit():
+    """Images full to their last pixel, each value unlike its neighbours', also in the last image."""
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    split = build_split(images, np.array([[2, 2, 30, 30]] * 3), np.zeros(3), np.ones(3, int))
+    for recipe in (YOLOX, STILL, YOLOX.plain()):
+        for size in (None, 24, 33, 64):
+            drawn = draws(recipe, split, 30)
+            made, _ = apply_batch(drawn, recipe, torch.from_numpy(images), split, size)
+            expected = plain_tensors.batch(place(drawn, split, size), torch.from_numpy(images))
+            assert torch.equal(made, expected)
+
+
+@pytest.mark.parametrize("hsv", [(5, 30, 30), (-90, -90, -90), (90, 90, 90), (-2, 10, 0)])
+def test_every_kind_of_colour_is_shifted_to_the_last_bit(hsv):
+    levels = np.arange(0, 256, 5, dtype=np.uint8)  # with 0 and 255
+    cube = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 3)
+    side = int(np.ceil(np.sqrt(len(cube))))
+    images = np.resize(cube, (1, side, side, 3))
+    split = build_split(images, np.zeros((0, 4)), np.zeros(0), np.zeros(1, int))
+    recipe = YOLOX.plain()
+    drawn = [draws(recipe, split, 1)[0]._replace(hsv=np.array(hsv))]
+    made, _ = apply_batch(drawn, recipe, torch.from_numpy(images), split)
+    assert torch.equal(made, plain_tensors.batch(place(drawn, split), torch.from_numpy(images)))
+
+
+def test_tensors_take_less_than_half_of_the_plain_form():
+    split = smooth_split(16, 128)
+    images = torch.from_numpy(split.images)
+    for recipe in (YOLOX, YOLOX.plain()):
+        drawn = draws(recipe, split, 16)
+        placement = place(drawn, split)
+        with Counted() as ours:
+            apply_batch(drawn, recipe, images, split)
+        with Counted() as plain:
+            plain_tensors.batch(placement, images)
+        assert ours.operations < plain.operations / 2
+        assert ours.bytes < plain.bytes / 2
 
 
 @pytest.mark.gpu
