@@ -429,7 +429,8 @@ def test_noise_at_the_edges_is_sampled_to_the_last_bit():
     """Images full to their last pixel, each value unlike its neighbours', also in the last image."""
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     split = build_split(images, np.array([[2, 2, 30, 30]] * 3), np.zeros(3), np.ones(3, int))
-    for recipe in (YOLOX, STILL, YOLOX.plain()):
+    halved = replace(STILL, scale=(0.5, 0.5), translate=0.0)  # positions fall on pixels' edges
+    for recipe in (YOLOX, STILL, YOLOX.plain(), halved):
         for size in (None, 24, 33, 64):
             drawn = draws(recipe, split, 30)
             made, _ = apply_batch(drawn, recipe, torch.from_numpy(images), split, size)
