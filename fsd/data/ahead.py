@@ -32,9 +32,7 @@ class Ahead:
         upcoming = self._next(batches)
         while upcoming is not None:
             batch, made = upcoming
-            upcoming = self._next(
-                batches
-            )  # before the consumer's step, so that both can run at once
+            upcoming = self._next(batches)  # before its step, so that both run at once
             consumer.wait_event(made)
             self._waits.append((asked, _now(consumer)))
             for tensor in (batch.images, *batch.targets):
