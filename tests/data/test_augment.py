@@ -486,6 +486,25 @@ def test_image_does_not_depend_on_its_batch():
         assert (padded.labels[row, len(boxes) :] == -1).all()
 
 
+def test_what_stands_upright_is_sampled_in_place(monkeypatch):
+    """Without rotation, and the mixup image always: no copy of the pixels in between."""
+    split = smooth_split()
+    given, warp = [], cv2.warpAffine
+
+    def noted(*arguments, **named):
+        given.append(named.get("dst"))
+        made = warp(*arguments, **named)
+        assert given[-1] is None or np.shares_memory(made, given[-1])
+        return made
+
+    monkeypatch.setattr(cv2, "warpAffine", noted)
+    apply_many(draws(STILL, split), STILL, split)
+    assert given and not any(dst is None for dst in given)
+    given.clear()
+    apply_many(draws(YOLOX, split), YOLOX, split)
+    assert 0 < sum(dst is not None for dst in given) <= 16 < len(given)
+
+
 def test_split_is_left_alone():
     split = smooth_split()
     before = split.images.copy(), split.boxes.copy()
