@@ -5,14 +5,12 @@ An epoch's order is a permutation from (seed, epoch), each image's augmentation 
 depend on nothing else, neither on workers nor on ranks nor on where a run was resumed.
 """
 
-import multiprocessing
-import os
+import copy
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, wait
 from dataclasses import replace
 
 import numpy as np
@@ -20,15 +18,15 @@ import torch
 from torch import Tensor
 
 from fsd.data import workers as process
+from fsd.data.ahead import Ahead
 from fsd.data.augment.placement import pad_targets, with_boxes
 from fsd.data.augment.recipe import Recipe, order
-from fsd.data.augment.tensors import apply_batch
+from fsd.data.augment.tensors import apply_batch, send
 from fsd.data.split import Split
-from fsd.data.workers import Job, Shipped, Source
+from fsd.data.workers import Job, Source
 from fsd.types import Batch, Targets
 
 _AHEAD = 2  # batches in work or waiting, per worker
-_MOST_WORKERS = 8
 _UPLOAD_IMAGES = 256
 
 
@@ -39,38 +37,34 @@ def make_loader(
     batch_size: int,
     seed: int,
     device: torch.device,
+    resident: bool | None = None,
     workers: int | None = None,
     rank: int = 0,
     world_size: int = 1,
     sharing: int = 1,
 ) -> "Loader":
-    """The loader of a training run: images in GPU memory where they fit into half of what is free,
-    else augmented on the CPU, by `workers` processes (0: in this one; None: chosen here).
+    """The loader of a training run: with `resident` (None: where `fits` says so) all images in GPU
+    memory, else augmented on the CPU, by `workers` processes (0: in this one; None: chosen here).
 
-    sharing: trainings that may use the GPU at once, which share that half and the cores.
-    `batch_size` is that of all ranks together. All boxes of the split are targets (see
-    `without_difficult`). Raises ValueError where the batches cannot be cut.
+    sharing: trainings that may use one GPU at once. `batch_size` is that of all ranks together. All
+    boxes of the split are targets (see `without_difficult`). Raises ValueError where the batches
+    cannot be cut.
     """
     arguments = {"batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size}
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        if split.images.nbytes < free / 2 / sharing:
-            return ResidentLoader(split, recipe, device=device, **arguments)
-    workers = default_workers(device, world_size * sharing) if workers is None else workers
+    if fits(split, device, sharing=sharing) if resident is None else resident:
+        return ResidentLoader(split, recipe, device=device, **arguments)
+    if workers is None:
+        workers = process.default_workers(device, world_size, sharing)
     return WorkerLoader(split, recipe, device=device, workers=workers, **arguments)
 
 
-def default_workers(device: torch.device, processes: int = 1) -> int:
-    """How many worker processes pay off for one of so many training processes.
-
-    A model that computes on the CPU leaves no core idle, and takes far longer over an image than
-    its augmentation: there, none.
-    """
-    if device.type == "cpu":
-        return 0
-    here = hasattr(os, "sched_getaffinity")  # Linux: what this process may use, not all there is
-    cores = len(os.sched_getaffinity(0)) if here else os.cpu_count() or 1
-    return max(1, min(_MOST_WORKERS, cores // processes - 1))
+def fits(split: Split, device: torch.device, *, sharing: int = 1, reserve: int = 0) -> bool:
+    """Whether the images take at most half of what is left of a GPU's free memory once each of
+    `sharing` trainings has its `reserve` bytes to compute in; never on a CPU."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return split.images.nbytes < (free / sharing - reserve) / 2
 
 
 def evaluation_batches(split: Split, *, batch_size: int, device: torch.device) -> Iterator[Batch]:
@@ -114,8 +108,11 @@ def shares(
 class Loader(ABC):
     """Batches of one rank, epoch by epoch, in any order of epochs.
 
-    `wait_s` is how long the consumer waited for data in the epoch that was read last.
+    `kind` says how they are made: "resident", "workers" or "in process". The last two give the same
+    pixels; those of the first differ from them in their rounding.
     """
+
+    kind: str
 
     def __init__(
         self,
@@ -143,7 +140,7 @@ class Loader(ABC):
         self.split = split
         self.recipe = recipe
         self.device = device
-        self.wait_s = 0.0
+        self._waited = 0.0
         self._source = Source(self.split, with_boxes(self.split))
         self._seed = seed
         self._cut = {"batch_size": batch_size, "rank": rank, "world_size": world_size}
@@ -152,17 +149,33 @@ class Loader(ABC):
         """Batches per epoch."""
         return max(1, len(self.split) // self._cut["batch_size"])
 
+    @property
+    def wait_s(self) -> float:
+        """How long the consumer waited for data in the epoch that was read last."""
+        return self._waited
+
+    def whole(self) -> "Loader":
+        """The same batches undivided, as every rank makes them by itself; itself where it is alone.
+
+        It needs no `close`, and holds no images of its own.
+        """
+        return self if self._cut["world_size"] == 1 else self._undivided()
+
+    @abstractmethod
+    def _undivided(self) -> "Loader":
+        """Another loader like this one, for all of each batch."""
+
     def epoch(self, epoch: int, *, plain: bool = False) -> Iterator[Batch]:
         """The batches of an epoch; `plain` leaves out mosaic and mixup (the closing phase)."""
         recipe = self.recipe.plain() if plain else self.recipe
         ids = shares(len(self.split), seed=self._seed, epoch=epoch, **self._cut)
         batches = self._batches([Job(recipe, self._seed, epoch, share) for share in ids])
-        self.wait_s = 0.0
+        self._waited = 0.0
         try:
             for _ in ids:
                 start = time.perf_counter()
                 batch = next(batches)
-                self.wait_s += time.perf_counter() - start
+                self._waited += time.perf_counter() - start
                 yield batch
         finally:
             batches.close()
@@ -176,7 +189,12 @@ class Loader(ABC):
 
 
 class ResidentLoader(Loader):
-    """All images on the device, and augmented there."""
+    """All images on the device, and augmented there; on a GPU beside the training (see `Ahead`).
+
+    Beside it, `wait_s` is the time that the GPU, not the host, waited.
+    """
+
+    kind = "resident"
 
     def __init__(self, split: Split, recipe: Recipe, **arguments):
         super().__init__(split, recipe, **arguments)
@@ -184,14 +202,27 @@ class ResidentLoader(Loader):
         for start in range(0, len(split), _UPLOAD_IMAGES):  # never all of it in main memory
             rows = slice(start, start + _UPLOAD_IMAGES)
             self._images[rows] = torch.from_numpy(np.array(split.images[rows])).to(self.device)
+        self._ahead = Ahead(self.device) if self.device.type == "cuda" else None
+
+    @property
+    def wait_s(self) -> float:
+        return self._ahead.wait_s() if self._ahead else super().wait_s
+
+    def _undivided(self) -> Loader:
+        whole = copy.copy(self)  # with the same images
+        whole._cut = self._cut | {"rank": 0, "world_size": 1}
+        return whole
 
     def _batches(self, jobs: list[Job]) -> Iterator[Batch]:
-        for job in jobs:
-            draws = job.draws(len(self.split))
-            images, targets = apply_batch(
-                draws, job.recipe, self._images, self.split, partners=self._source.partners
-            )
-            yield Batch(images, targets, torch.from_numpy(job.images))
+        batches = (self._batch(job) for job in jobs)
+        return self._ahead.through(batches) if self._ahead else batches
+
+    def _batch(self, job: Job) -> Batch:
+        draws = job.draws(len(self.split))
+        images, targets = apply_batch(
+            draws, job.recipe, self._images, self.split, partners=self._source.partners
+        )
+        return Batch(images, targets, torch.from_numpy(job.images))
 
 
 class WorkerLoader(Loader):
@@ -204,6 +235,7 @@ class WorkerLoader(Loader):
 
     def __init__(self, split: Split, recipe: Recipe, *, workers: int, **arguments):
         super().__init__(split, recipe, **arguments)
+        self.kind = "workers" if workers else "in process"
         if workers < 0:
             raise ValueError(f"workers must be 0 (none) or more, not {workers}")
         largest = -(-min(self._cut["batch_size"], len(split)) // self._cut["world_size"])
@@ -213,17 +245,11 @@ class WorkerLoader(Loader):
             process.keep_freed_memory()
             self._ring = np.empty(shape, np.uint8)
             return
-        # Started from a clean process: a fork of this one would carry its threads' locks along.
-        if "forkserver" in multiprocessing.get_all_start_methods():
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([process.__name__])  # imported once for all workers
-        else:
-            context = multiprocessing.get_context("spawn")
-        memory = context.RawArray("B", int(np.prod(shape)))
-        self._ring = np.frombuffer(memory, np.uint8).reshape(shape)
-        self._pool = ProcessPoolExecutor(
-            workers, context, process.start, (Shipped(self._source), memory, shape)
-        )
+        self._pool, self._ring = process.pool(workers, self._source, shape)
+
+    def _undivided(self) -> Loader:
+        cut = {"batch_size": self._cut["batch_size"], "seed": self._seed, "device": self.device}
+        return WorkerLoader(self.split, self.recipe, workers=0, **cut)
 
     def _batches(self, jobs: list[Job]) -> Iterator[Batch]:
         running: deque[tuple[int, Job, Future | None]] = deque()
@@ -245,7 +271,7 @@ class WorkerLoader(Loader):
                 if future is None:
                     targets = process.fill(self._ring[slot], job, self._source)
                 else:
-                    targets = Targets(*map(torch.from_numpy, _result(future)))
+                    targets = Targets(*map(torch.from_numpy, process.result(future)))
                 images = torch.from_numpy(self._ring[slot, : len(job.images)])
                 batch = _batch(images, targets, job.images, self.device)
                 start_next()  # the slot is free again: the batch is a copy
@@ -259,19 +285,9 @@ class WorkerLoader(Loader):
             self._pool.shutdown(cancel_futures=True)
 
 
-def _result(future: Future) -> tuple[np.ndarray, ...]:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a process that augments images died, most likely for want of memory, so use fewer "
-            "workers or a smaller batch"
-        ) from error
-
-
 def _batch(images: Tensor, targets: Targets, ids: np.ndarray, device: torch.device) -> Batch:
     """Images [B, S, S, 3] uint8 on the CPU to a batch on the device, float32, channels last."""
-    images, *parts = (_copy(part, device) for part in (images, *targets))
+    images, *parts = (send(part, device) for part in (images, *targets))
     if device.type == "cpu":
         # In numpy's memory, which comes in huge pages: the page faults of a fresh tensor of this
         # size cost as much as the augmentation.
@@ -279,9 +295,3 @@ def _batch(images: Tensor, targets: Targets, ids: np.ndarray, device: torch.devi
     else:
         floats = images.float()
     return Batch(floats.permute(0, 3, 1, 2), Targets(*parts), torch.from_numpy(ids))
-
-
-def _copy(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cuda":  # from pinned memory, so that the copy runs beside the computation
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

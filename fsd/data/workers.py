@@ -1,8 +1,12 @@
-"""The worker's side of `loaders.WorkerLoader`: a process that augments one share of a batch at a
-time into a buffer shared with the loader."""
+"""The processes of `loaders.WorkerLoader`: each augments one share of a batch at a time into a buffer
+shared with the loader."""
 
 import ctypes
 import functools
+import multiprocessing
+import os
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from mmap import mmap
 from typing import NamedTuple
@@ -15,6 +19,8 @@ from fsd.data.augment.opencv import apply_many
 from fsd.data.augment.recipe import Draw, Recipe, draw
 from fsd.data.split import Split
 from fsd.types import Targets
+
+_MOST = 8  # worker processes of one training
 
 
 class Job(NamedTuple):
@@ -56,6 +62,49 @@ class Shipped:
             return self._source
         split = replace(self._source.split, images=np.memmap(*self._place))
         return self._source._replace(split=split)
+
+
+def default_workers(device: torch.device, processes: int = 1, sharing: int = 1) -> int:
+    """How many worker processes pay off for one of a training's processes: its share of the cores,
+    less one for itself, at most 8.
+
+    Whoever has a GPU here may need cores as well, be it for this training or another: so many shares
+    as there are GPUs in sight, times the `sharing` trainings on each, or as many `processes`. A model
+    that computes on the CPU leaves no core idle, and takes far longer over an image than its
+    augmentation: there, none.
+    """
+    if device.type == "cpu":
+        return 0
+    here = hasattr(os, "sched_getaffinity")  # Linux: what this process may use, not all there is
+    cores = len(os.sched_getaffinity(0)) if here else os.cpu_count() or 1
+    users = max(processes, torch.cuda.device_count()) * sharing
+    return max(1, min(_MOST, cores // users - 1))
+
+
+def pool(
+    workers: int, source: Source, shape: tuple[int, ...]
+) -> tuple[ProcessPoolExecutor, np.ndarray]:
+    """Workers, and the ring of buffers [slots, n, S, S, 3] uint8 that they share with this process."""
+    # Started from a clean process: a fork of this one would carry its threads' locks along.
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])  # imported once for all workers
+    else:
+        context = multiprocessing.get_context("spawn")
+    memory = context.RawArray("B", int(np.prod(shape)))
+    executor = ProcessPoolExecutor(workers, context, start, (Shipped(source), memory, shape))
+    return executor, np.frombuffer(memory, np.uint8).reshape(shape)
+
+
+def result(future: Future) -> tuple[np.ndarray, ...]:
+    """What `work` returned, or its error; RuntimeError where the worker died."""
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a process that augments images died, most likely for want of memory, so use fewer "
+            "workers or a smaller batch"
+        ) from error
 
 
 def fill(buffer: np.ndarray, job: Job, source: Source) -> Targets:

@@ -21,7 +21,17 @@ from fsd.experiment.runs import Run, resolve, teacher_run
 from fsd.files import write_atomically, write_record
 from fsd.models.weights import SEAL, fingerprint
 from fsd.models.yolox import for_inference
-from fsd.train import checkpoint, compiled, controls, devices, gate, guards, parallel, run_store
+from fsd.train import (
+    checkpoint,
+    compiled,
+    controls,
+    devices,
+    gate,
+    guards,
+    parallel,
+    room,
+    run_store,
+)
 from fsd.train.loop import TrainModule, pick, train_epoch
 from fsd.train.optim import Ema, build_optimizer
 from fsd.train.parallel import World
@@ -63,12 +73,12 @@ def fit(params: Params, run: Run, command: str) -> None:
                 with run_store.failure_noted(place, run) if here.first else nullcontext():
                     if teacher:
                         gate.check(params, run, facts["key"])
-                    _train(job, here)
+                    room.with_fallback(lambda kind: _train(job, here, kind), console.print)
             if here.first:
                 run_store.export(place, run)
 
 
-def _train(job: Job, here: World) -> None:
+def _train(job: Job, here: World, loader_kind: str | None = None) -> None:
     params, run, plan, place = job.params, job.run, job.plan, job.place
     compute = params.compute
     on = devices.pick(console.print, per_device=compute.trainings_per_gpu)
@@ -96,9 +106,14 @@ def _train(job: Job, here: World) -> None:
     segment["code"] = code.of_training(distiller(plan))
     segment["teacher_sha256"] = _same_teacher(job, state["segments"])
     segments = [*state["segments"], segment]
-    loader = _loader(plan, run, on, here, compute.trainings_per_gpu)
+    before = state["segments"][-1].get("loader") if state["segments"] else None
+    loader = _loader(plan, run, on, here, dtype, compute.trainings_per_gpu, loader_kind or before)
+    segment["loader"] = loader.kind
+    if changed := room.changed(before, loader.kind, state["epoch"]):
+        segment["loader_changed"] = changed
+        console.print(f"{run.name}: loader {changed}: pixels change in their rounding")
     # What comes before the first step is done by every process on all images, so that all agree.
-    whole = loader if here.size == 1 else _loader(plan, run, on, World(), compute.trainings_per_gpu)
+    whole = loader.whole()
     tracker = tracking.Tracker(params, run, plan, place.key) if here.first else None
     try:
         teacher = _teacher(parts, plan, whole, on, dtype)
@@ -106,15 +121,18 @@ def _train(job: Job, here: World) -> None:
             _prepare_distiller(module, teacher, normalise, whole)
         # Compiled last: what comes before meets the teacher once, and other modes would make more graphs.
         teacher = compiled.compiled(teacher, compute.compile_teacher, console.print)
-        if whole is not loader:
-            whole.close()
+        del whole
         if tracker:
             tracker.watch()
         unused = any(p.requires_grad for p in module.distiller.parameters())
         step = parallel.wrap(module, here, unused=unused)
         for epoch in range(state["epoch"], train["epochs"]):
             label = f"{run.name} epoch {epoch + 1}/{train['epochs']}"
-            with progress(label) as update, guards.memory(run, train["batch_size"]):
+            with (
+                progress(label) as update,
+                guards.memory(run, train["batch_size"]),
+                room.crowding(loader, here),
+            ):
                 line = train_epoch(
                     module,
                     teacher,
@@ -180,14 +198,23 @@ def _write_log(place: run_store.Store, log: list[dict[str, Any]]) -> None:
 
 
 def _loader(
-    plan: dict[str, Any], run: Run, on: torch.device, here: World, sharing: int
+    plan: dict[str, Any],
+    run: Run,
+    on: torch.device,
+    here: World,
+    dtype: torch.dtype | None,
+    sharing: int,
+    kind: str | None,
 ) -> loaders.Loader:
+    """kind: of the loader that the run had so far, None before its first epoch."""
+    split = _training_split(plan, run)
     return loaders.make_loader(
-        _training_split(plan, run),
+        split,
         Recipe(**plan["recipe"]["augment"]),
         batch_size=plan["network"]["train"]["batch_size"],
         seed=run.seed,
         device=on,
+        resident=room.resident(split, plan, on, here, dtype=dtype, sharing=sharing, kind=kind),
         rank=here.rank,
         world_size=here.size,
         sharing=sharing,

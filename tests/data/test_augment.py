@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+import plain_tensors
 import pytest
 import torch
+from counted import Counted
 from tiny_splits import COLOURLESS, YOLOX, build_split, smooth_split
 
 from fsd.data.augment.opencv import apply, apply_many
@@ -395,6 +397,74 @@ def test_tensors_agree_with_opencv(size):
     agree(replace(YOLOX, mosaic=0.5, mixup=0.5), split, size=size, most=3, share=0.02)
 
 
+STILL = replace(YOLOX, degrees=0.0, shear=0.0, scale=(1.0, 1.0))
+
+
+@pytest.mark.parametrize("size", [None, 64, 128])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        YOLOX,
+        COLOURLESS,
+        YOLOX.plain(),
+        COLOURLESS.plain(),
+        STILL,
+        replace(YOLOX, mixup=0.0),
+        replace(YOLOX, mosaic=0.5, mixup=0.5),
+        replace(YOLOX, hsv=(90, 90, 90), mosaic_centre=(0.0, 2.0)),
+        replace(YOLOX, hsv=(0, 0, 90), flip=1.0, degrees=80.0, scale=(0.01, 3.0), shear=40.0),
+    ],
+)
+def test_tensors_are_to_the_last_bit_what_the_plain_form_gives(recipe, size):
+    split = smooth_split(size=96)
+    drawn = draws(recipe, split, 20)
+    images = torch.from_numpy(split.images)
+    before = images.clone()
+    made, _ = apply_batch(drawn, recipe, images, split, size)
+    assert torch.equal(made, plain_tensors.batch(place(drawn, split, size), images))
+    assert torch.equal(images, before)
+
+
+def test_noise_at_the_edges_is_sampled_to_the_last_bit():
+    """Images full to their last pixel, each value unlike its neighbours', also in the last image."""
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    split = build_split(images, np.array([[2, 2, 30, 30]] * 3), np.zeros(3), np.ones(3, int))
+    halved = replace(STILL, scale=(0.5, 0.5), translate=0.0)  # positions fall on pixels' edges
+    for recipe in (YOLOX, STILL, YOLOX.plain(), halved):
+        for size in (None, 24, 33, 64):
+            drawn = draws(recipe, split, 30)
+            made, _ = apply_batch(drawn, recipe, torch.from_numpy(images), split, size)
+            expected = plain_tensors.batch(place(drawn, split, size), torch.from_numpy(images))
+            assert torch.equal(made, expected)
+
+
+@pytest.mark.parametrize("hsv", [(5, 30, 30), (-90, -90, -90), (90, 90, 90), (-2, 10, 0)])
+def test_every_kind_of_colour_is_shifted_to_the_last_bit(hsv):
+    levels = np.arange(0, 256, 5, dtype=np.uint8)  # with 0 and 255
+    cube = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 3)
+    side = int(np.ceil(np.sqrt(len(cube))))
+    images = np.resize(cube, (1, side, side, 3))
+    split = build_split(images, np.zeros((0, 4)), np.zeros(0), np.zeros(1, int))
+    recipe = YOLOX.plain()
+    drawn = [draws(recipe, split, 1)[0]._replace(hsv=np.array(hsv))]
+    made, _ = apply_batch(drawn, recipe, torch.from_numpy(images), split)
+    assert torch.equal(made, plain_tensors.batch(place(drawn, split), torch.from_numpy(images)))
+
+
+def test_tensors_take_less_than_half_of_the_plain_form():
+    split = smooth_split(16, 128)
+    images = torch.from_numpy(split.images)
+    for recipe in (YOLOX, YOLOX.plain()):
+        drawn = draws(recipe, split, 16)
+        placement = place(drawn, split)
+        with Counted() as ours:
+            apply_batch(drawn, recipe, images, split)
+        with Counted() as plain:
+            plain_tensors.batch(placement, images)
+        assert ours.operations < plain.operations / 2
+        assert ours.bytes < plain.bytes / 2
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_tensors_on_the_gpu_agree_with_opencv():
@@ -414,6 +484,25 @@ def test_image_does_not_depend_on_its_batch():
         np.testing.assert_array_equal(boxes, padded.boxes[row, : len(boxes)])
         np.testing.assert_array_equal(labels, padded.labels[row, : len(boxes)])
         assert (padded.labels[row, len(boxes) :] == -1).all()
+
+
+def test_what_stands_upright_is_sampled_in_place(monkeypatch):
+    """Without rotation, and the mixup image always: no copy of the pixels in between."""
+    split = smooth_split()
+    given, warp = [], cv2.warpAffine
+
+    def noted(*arguments, **named):
+        given.append(named.get("dst"))
+        made = warp(*arguments, **named)
+        assert given[-1] is None or np.shares_memory(made, given[-1])
+        return made
+
+    monkeypatch.setattr(cv2, "warpAffine", noted)
+    apply_many(draws(STILL, split), STILL, split)
+    assert given and not any(dst is None for dst in given)
+    given.clear()
+    apply_many(draws(YOLOX, split), YOLOX, split)
+    assert 0 < sum(dst is not None for dst in given) <= 16 < len(given)
 
 
 def test_split_is_left_alone():

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 import torch
 from tiny_splits import COLOURLESS, YOLOX, smooth_split
 
-from fsd.data import loaders
+from fsd.data import loaders, workers
+from fsd.data.ahead import Ahead
 from fsd.data.loaders import (
     ResidentLoader,
     WorkerLoader,
     evaluation_batches,
+    fits,
     make_loader,
     shares,
     without_difficult,
@@ -186,6 +189,147 @@ def test_the_global_generators_are_left_alone(split, worked):
     np.testing.assert_array_equal(states[1], np.random.get_state()[1])
 
 
+@pytest.mark.parametrize("kind", [WorkerLoader, ResidentLoader])
+def test_an_undivided_loader_has_each_batch_whole_and_no_images_of_its_own(split, kind):
+    alone = loader_of(split, kind)
+    assert alone.whole() is alone
+    for rank in range(2):
+        part = loader_of(split, kind, rank=rank, world_size=2)
+        assert all_same(list(part.whole().epoch(1)), list(alone.epoch(1)))
+        images = [
+            x for x in vars(part.whole()).values() if isinstance(x, torch.Tensor) and x.dim() == 4
+        ]
+        assert all(x is part._images for x in images)
+        assert len(next(part.epoch(1)).images) == BATCH // 2  # it is what it was
+
+
+# --- beside the training --------------------------------------------------------------------------
+
+
+class Streams:
+    """Stands for torch.cuda: notes in which order what is given to which stream."""
+
+    def __init__(self):
+        self.log: list[tuple] = []
+        self.current = self.stream_named("training")
+
+    def stream_named(self, name):
+        return FakeStream(self, name)
+
+    @contextmanager
+    def entered(self, stream):
+        before, self.current = self.current, stream
+        yield
+        self.current = before
+
+
+class FakeStream:
+    def __init__(self, streams, name):
+        self.streams, self.name = streams, name
+
+    def wait_stream(self, other):
+        self.streams.log.append(("wait", self.name, other.name))
+
+    def wait_event(self, event):
+        self.streams.log.append(("wait", self.name, event))
+
+    def record_event(self, event=None):
+        event = event or FakeEvent()
+        event.streams = self.streams
+        self.streams.log.append(("event", self.name, event))
+        return event
+
+
+class FakeEvent:
+    def __init__(self, enable_timing=False):
+        self.timing = enable_timing
+
+    def synchronize(self):
+        self.streams.log.append(("host waits", self))
+
+    def elapsed_time(self, other):
+        assert self.timing and other.timing
+        self.streams.log.append(("read", self, other))
+        return 250.0  # milliseconds
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    streams = Streams()
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: streams.stream_named("side"))
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "stream", streams.entered)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: streams.current)
+    monkeypatch.setattr(
+        torch.Tensor,
+        "record_stream",
+        lambda tensor, stream: streams.log.append(("used", tensor.data_ptr(), stream.name)),
+    )
+    real = loaders.apply_batch
+
+    def noted(*arguments, **named):
+        streams.log.append(("made", streams.current.name))
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(loaders, "apply_batch", noted)
+    return streams
+
+
+def resident_beside(split):
+    """The loader as on a GPU, with streams, on the CPU."""
+    loader = loader_of(split, ResidentLoader)
+    loader._ahead = Ahead(CPU)
+    return loader
+
+
+def test_batches_made_beside_the_training_are_those_made_in_turn(split, streams):
+    loader = resident_beside(split)
+    for epoch in range(2):
+        assert all_same(
+            list(loader.epoch(epoch)), list(loader_of(split, ResidentLoader).epoch(epoch))
+        )
+    next(loader.epoch(0))  # left early, and one again
+    assert all_same(list(loader.epoch(1)), list(loader_of(split, ResidentLoader).epoch(1)))
+
+
+def test_no_batch_is_read_before_it_is_made_nor_written_over_before_it_is_read(split, streams):
+    log = streams.log
+    loader = resident_beside(split)
+    seen, finished = 0, []  # the event after each batch, on the stream that made it
+    for number, batch in enumerate(loader.epoch(0)):
+        assert streams.current.name == "training"
+        made = [place for place, entry in enumerate(log) if entry[0] == "made"]
+        assert len(made) == min(number + 2, len(loader))  # one ahead, never more
+        finished = [next(e[2] for e in log[place:] if e[:2] == ("event", "side")) for place in made]
+        assert ("wait", "training", finished[number]) in log
+        used = {entry[1:] for entry in log[seen:] if entry[0] == "used"}
+        seen = len(log)
+        for tensor in (batch.images, *batch.targets):
+            assert (tensor.data_ptr(), "training") in used
+        log.append(("step", "training"))
+    assert log[0] == ("wait", "side", "training")  # the images are there
+    assert {entry[1] for entry in log if entry[0] == "made"} == {"side"}
+    assert len(set(finished)) == len(loader)
+
+
+def test_the_wait_is_that_of_the_training_stream_and_read_at_the_end(split, streams):
+    loader = resident_beside(split)
+    assert loader.wait_s == 0
+    list(loader.epoch(0))
+    log = streams.log
+    assert not [entry for entry in log if entry[0] in ("host waits", "read")]
+    assert loader.wait_s == 0.25 * len(loader)
+    pairs = [entry[1:] for entry in log if entry[0] == "read"]
+    places = {id(e[2]): place for place, e in enumerate(log) if e[0] == "event"}
+    for asked, had in pairs:
+        between = log[places[id(asked)] : places[id(had)]]
+        # From when the last step is done, over the making of a batch, to when this one may be read.
+        assert ("wait", "training") in [entry[:2] for entry in between]
+        assert "step" not in [entry[0] for entry in between]
+    waited = log.index(("host waits", pairs[-1][1]))
+    assert waited < min(place for place, entry in enumerate(log) if entry[0] == "read")
+
+
 # --- workers --------------------------------------------------------------------------------------
 
 
@@ -234,21 +378,58 @@ def test_make_loader_on_the_cpu_uses_workers_as_told(split):
     loader.close()
 
 
-@pytest.mark.parametrize("free, resident", [(3, True), (1.5, False)])
-def test_make_loader_on_a_gpu_keeps_images_there_if_half_of_it_is_free(
-    split, monkeypatch, free, resident
+@pytest.mark.parametrize(
+    ("free", "sharing", "reserve", "resident"),
+    [
+        *((3, 1, 0, True), (1.5, 1, 0, False), (6, 2, 0, True), (5, 3, 0, False)),
+        *((3, 1, 2, False), (6, 1, 2, True), (12, 2, 2, True), (9, 2, 3, False)),
+    ],
+)
+def test_images_go_to_the_gpu_if_half_of_what_training_leaves_holds_them(
+    split, monkeypatch, free, sharing, reserve, resident
 ):
+    size = split.images.nbytes
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free * size), 99 * size))
+    gpu = torch.device("cuda")
+    assert fits(split, gpu, sharing=sharing, reserve=reserve * size) == resident
+    assert not fits(split, CPU, sharing=sharing, reserve=reserve * size)
+
+
+@pytest.mark.parametrize(
+    "free, asked, resident", [(3, None, 1), (1, None, 0), (3, False, 0), (1, True, 1)]
+)
+def test_make_loader_takes_what_fits_or_what_it_is_told(split, monkeypatch, free, asked, resident):
     made = []
-    free = int(free * split.images.nbytes)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10 * free))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * split.images.nbytes, 0))
     for kind in ("ResidentLoader", "WorkerLoader"):
         monkeypatch.setattr(
             loaders, kind, lambda *_, kind=kind, **arguments: made.append((kind, arguments))
         )
-    make_loader(split, YOLOX, batch_size=BATCH, seed=0, device=torch.device("cuda"))
+    gpu = torch.device("cuda")
+    make_loader(split, YOLOX, batch_size=BATCH, seed=0, device=gpu, resident=asked)
     ((kind, arguments),) = made
     assert kind == ("ResidentLoader" if resident else "WorkerLoader")
     assert resident or arguments["workers"] >= 1
+
+
+def test_a_loader_says_how_it_makes_batches(split, worked):
+    assert worked.kind == "workers"
+    assert loader_of(split).kind == "in process"
+    assert loader_of(split, ResidentLoader).kind == "resident"
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpus", "processes", "sharing", "expected"),
+    [
+        *((16, 1, 1, 1, 8), (16, 4, 1, 1, 3), (16, 4, 1, 2, 1), (16, 4, 4, 1, 3)),
+        *((16, 1, 1, 4, 3), (2, 8, 1, 1, 1), (16, 1, 2, 1, 7), (64, 8, 1, 1, 7)),
+    ],
+)
+def test_workers_are_a_share_of_the_cores(monkeypatch, cores, gpus, processes, sharing, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores), raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert workers.default_workers(torch.device("cuda"), processes, sharing) == expected
+    assert workers.default_workers(CPU, processes, sharing) == 0
 
 
 @pytest.mark.parametrize(

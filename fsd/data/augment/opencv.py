@@ -88,16 +88,17 @@ def _paint(canvas: np.ndarray, image: np.ndarray, affine: np.ndarray, seen: np.n
         return
     # From edges to pixel centres, which is what OpenCV counts in, and into the window.
     origin = affine[:, 2] + affine[:, :2] @ (x1 + 0.5, y1 + 0.5) - 0.5 - low
+    window = canvas[low[1] : high[1], low[0] : high[0]]
+    upright = affine[0, 1] == 0 and affine[1, 0] == 0  # it fills its window
     sampled = cv2.warpAffine(
         cv2.cvtColor(image[y1:y2, x1:x2], cv2.COLOR_BGR2BGRA),
         np.column_stack((affine[:, :2], origin)),
         (width, height),
+        dst=window if upright else None,
         flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    window = canvas[low[1] : high[1], low[0] : high[0]]
-    if affine[0, 1] == 0 and affine[1, 0] == 0:
-        window[:] = sampled
+    if upright:
         return
     outline = np.rint((corners - low - 0.5) * 2**_SUBPIXEL_BITS).astype(np.int32)
     mask = np.zeros((height, width), np.uint8)
