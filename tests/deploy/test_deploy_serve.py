@@ -142,7 +142,7 @@ def test_a_request_has_a_limit_of_images_and_of_their_pixels(made, monkeypatch):
     with pytest.raises(MlflowException, match="65 images in one request: send 64 at most"):
         served.predict(pd.DataFrame({"image": [text] * 65}))
     monkeypatch.setattr(serve, "SERVED_PIXELS", 100)
-    with pytest.raises(MlflowException, match="row 0"):
+    with pytest.raises(MlflowException, match="row 1: the images of one request"):
         served.predict(pd.DataFrame({"image": [text] * 2}))
 
 
