@@ -5,13 +5,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from fsd.data import decoding
 from fsd.data.audit import checks, pairs
@@ -30,7 +31,6 @@ from fsd.data.store import (
     targets_path,
     write_targets,
 )
-from fsd.lock import locked
 
 
 def prepare(
@@ -63,7 +63,7 @@ def prepare(
         if not is_whole(place, audited=checks.VERSION):
             place.parent.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(place.parent)
-            with locked(beside(place, "lock")):
+            with _lock(beside(place, "lock")):
                 if not is_whole(
                     place, audited=checks.VERSION
                 ):  # nobody made it while this process waited
@@ -181,9 +181,13 @@ def _facts(key: str, folder: Path, plan: Listing, made: dict[str, list]) -> dict
 def _remove_leftovers(store: Path) -> None:
     """Remove what killed processes left: half a store whose lock nobody holds."""
     for folder in store.glob(".*.tmp"):
-        with locked(folder.with_suffix(".lock"), wait=False) as free:
-            if free:
-                shutil.rmtree(folder, ignore_errors=True)
+        with suppress(Timeout), _lock(folder.with_suffix(".lock"), blocking=False):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lock(path: Path, *, blocking: bool = True) -> FileLock:
+    """A lock that dies with its process: without flock an error, not a file that outlives a kill."""
+    return FileLock(path, blocking=blocking, fallback_to_soft=False)
 
 
 @contextmanager
