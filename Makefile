@@ -59,12 +59,12 @@ test-oldest:
 lint: setup
 	ruff check .
 	ruff format --check .
-	snakefmt --check Snakefile workflow
+	snakefmt --check workflow
 
 format: setup
 	ruff check --fix .
 	ruff format .
-	snakefmt Snakefile workflow
+	snakefmt workflow
 
 # Versions and hashes of everything, for Python 3.11 and newer, with no index address in them.
 lock:

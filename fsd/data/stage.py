@@ -4,13 +4,14 @@ import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from fsd.data import decoding
 from fsd.data.audit import checks, pairs
@@ -31,7 +32,6 @@ from fsd.data.store import (
     write_targets,
 )
 from fsd.files import fingerprint, read_record, sealed, to_json, write_if_changed
-from fsd.lock import locked
 
 
 def prepare(
@@ -66,7 +66,7 @@ def prepare(
         if not is_whole(place, audited=checks.VERSION):
             place.parent.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(place.parent)
-            with locked(beside(place, "lock")):
+            with _lock(beside(place, "lock")):
                 if not is_whole(
                     place, audited=checks.VERSION
                 ):  # nobody made it while this process waited
@@ -182,9 +182,13 @@ def _facts(key: str, folder: Path, plan: Listing, made: dict[str, list]) -> dict
 def _remove_leftovers(store: Path) -> None:
     """Remove what killed processes left: half a store whose lock nobody holds."""
     for folder in store.glob(".*.tmp"):
-        with locked(folder.with_suffix(".lock"), wait=False) as free:
-            if free:
-                shutil.rmtree(folder, ignore_errors=True)
+        with suppress(Timeout), _lock(folder.with_suffix(".lock"), blocking=False):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lock(path: Path, *, blocking: bool = True) -> FileLock:
+    """A lock that dies with its process: without flock an error, not a file that outlives a kill."""
+    return FileLock(path, blocking=blocking, fallback_to_soft=False)
 
 
 @contextmanager

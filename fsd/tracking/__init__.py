@@ -5,18 +5,19 @@ the last step logged. So live logging, the repair of a killed run and the import
 are one function. Whatever goes wrong here is said once, and training goes on.
 """
 
-import fcntl
 import json
 import logging
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from fsd.console import console
 from fsd.experiment.params import Params
@@ -25,6 +26,8 @@ from fsd.files import digest
 from fsd.tracking import view
 
 DEFAULT_URI = "sqlite:///mlflow.db"
+LOCK = ".mlflow.lock"
+LOCK_S = 60.0  # at most so long for another process that makes or fills the database
 _off: list[str] = []  # why this process does not track, once that is so
 
 
@@ -81,13 +84,21 @@ def client():
     return client
 
 
-def _lock():
-    """Only one process at a time may create the SQLite database, or it is left broken."""
+@contextmanager
+def _lock() -> Iterator[None]:
+    """Only one process at a time may create the SQLite database, or it is left broken.
+
+    Raises TimeoutError where another holds it for more than LOCK_S seconds.
+    """
     if not uri().startswith("sqlite"):
-        return nullcontext()
-    file = open(".mlflow.lock", "w", encoding="utf-8")  # noqa: SIM115 - closed by the caller's with
-    fcntl.flock(file, fcntl.LOCK_EX)
-    return file
+        yield
+        return
+    try:
+        held = FileLock(LOCK, timeout=LOCK_S, fallback_to_soft=False).acquire()
+    except Timeout:
+        raise TimeoutError(f"another process has held {LOCK} for {LOCK_S:g} s") from None
+    with held:
+        yield
 
 
 class Tracker:

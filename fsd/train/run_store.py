@@ -5,7 +5,6 @@ the end, done. No orchestrator declares it, so none deletes it; other parameters
 so a state never meets them; a lock keeps two processes from training one run.
 """
 
-import fcntl
 import os
 import platform
 import time
@@ -13,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
 
 from fsd.console import console
 from fsd.experiment import records
@@ -130,23 +131,24 @@ def locked(store: Store, run: Run, *, wait: bool = True) -> Iterator[None]:
 
     Who waits finds the run done afterwards, or continues it where the other one was stopped.
     """
-    with open(store.folder / "lock", "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read() or "another process"
-            if not wait:
-                raise BusyError(
-                    f"{run.name} is being trained by {holder}: wait for it, or stop it and "
-                    "run this again to continue from its last epoch"
-                ) from None
-            console.print(f"{run.name} is being trained by {holder}: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
+    path = store.folder / "lock"
+    lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive a killed training
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        holder = path.read_text(encoding="utf-8") or "another process"
+        if not wait:
+            raise BusyError(
+                f"{run.name} is being trained by {holder}: wait for it, or stop it and "
+                "run this again to continue from its last epoch"
+            ) from None
+        console.print(f"{run.name} is being trained by {holder}: waiting for it")
+        lock.acquire()
+    try:
+        path.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         yield
+    finally:
+        lock.release()
 
 
 def export(store: Store, run: Run) -> None:

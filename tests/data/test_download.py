@@ -119,7 +119,7 @@ def test_a_missing_source_is_fetched_and_read_without_unpacking(release, server,
     spec = Spec(source=str(source), splits={"train": "train", "test": "test"}, download="voc2007")
     stage.prepare("pets", spec, tmp_path / "data", workers=1, progress=lambda *c: calls.append(c))
     assert sorted(p.name for p in source.iterdir()) == ["test.tar", "trainval.tar"]
-    assert sorted(p.name for p in source.parent.iterdir()) == ["VOCdevkit"]
+    assert sorted(p.name for p in source.parent.iterdir()) == [".VOCdevkit.lock", "VOCdevkit"]
     train = store.open_split(tmp_path / "data", "pets", "train")
     assert train.names == ("b.png", "a.png") and train.labels.tolist() == [0]
     np.testing.assert_array_equal(train.original_boxes, [[0, 0, 4, 4]])
@@ -193,7 +193,7 @@ def test_what_a_server_refuses_is_to_be_put_there_by_hand(release, server, tmp_p
     folder = tmp_path / "raw/voc"
     said = fails(rf"trainval\.tar cannot be fetched \(HTTP {status} [\w ]+\): put the file", folder)
     assert release[0].md5 in said and str(folder) in said
-    assert not folder.exists() and not list(folder.parent.iterdir())
+    assert not folder.exists() and [p.name for p in folder.parent.iterdir()] == [".voc.lock"]
 
 
 def test_without_a_network_one_puts_the_files_there(release, server, tmp_path):

@@ -13,7 +13,7 @@ import yaml
 from places import ROOT
 
 BIN = Path(sys.executable).parent
-NEEDED = ("Snakefile", "params.yaml", "dvc.yaml", ".dvcignore", ".gitignore", ".dvc", "workflow")
+NEEDED = ("params.yaml", "dvc.yaml", ".dvcignore", ".gitignore", ".dvc", "workflow")
 NEEDED += ("profiles", "paper", "fsd")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 

@@ -3,8 +3,10 @@
 import json
 import re
 import sys
+import tomllib
 
 import pytest
+import yaml
 from places import ROOT
 from tree import commands, tool
 
@@ -38,6 +40,39 @@ for stage in Repo(".").index.stages:
     print(stage.cmd)
 """
     assert commands(tool(copy, sys.executable, "-c", listed)) == wanted
+
+
+def test_the_workflow_s_file_can_be_named_and_the_experiment_too(copy):
+    chosen = params.load(copy / "params.yaml").experiments["tiny"]
+    named = ("--snakefile", "workflow/Snakefile", "--config", "experiment=tiny")
+    dry = tool(copy, "snakemake", "--dry-run", "--printshellcmds", "--cores", "1", *named)
+    assert commands(dry) == expected(chosen)
+    assert "workflow specific profile profiles/default" in dry
+
+
+def test_the_workflow_catalog_finds_what_it_asks_for():
+    """Its conditions for "standardized usage": file names, and a README that says the two words."""
+    assert (ROOT / "workflow/Snakefile").is_file() and not (ROOT / "Snakefile").exists()
+    assert all(path.suffix == ".smk" for path in (ROOT / "workflow/rules").iterdir())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").lower()
+    assert "snakemake" in readme and "workflow" in readme
+    assert "params.yaml" in (ROOT / "config/README.md").read_text(encoding="utf-8")
+    said = (ROOT / ".snakemake-workflow-catalog.yml").read_text(encoding="utf-8")
+    usage = yaml.safe_load(said)["usage"]
+    assert set(usage) == {"mandatory-flags", "software-stack-deployment", "report"}
+    assert set(usage["mandatory-flags"]) == {"desc", "flags"}
+
+
+def test_the_citation_agrees_with_the_package_and_the_paper():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for key in ("version", "license"):
+        assert cited[key] == project[key]
+    (paper,) = cited["references"]
+    known = yaml.safe_load((ROOT / "paper/reference.yaml").read_text(encoding="utf-8"))["citation"]
+    facts = [author["family-names"] for author in paper["authors"]]
+    facts += [paper["title"], paper["journal"], f"{paper['volume']}:{paper['start']}", paper["doi"]]
+    assert all(fact in known for fact in [*facts, str(paper["year"])])
 
 
 def test_snakemake_says_one_sentence_for_a_mistake(copy):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from fsd.lock import locked
+from filelock import FileLock
 
 TRIES = 5  # a transfer that breaks off is taken up again at once, so often in all
 TIMEOUT_S = 60.0  # without a byte
@@ -63,7 +63,8 @@ def fetch(dataset: str, source: str | Path, progress: Progress | None = None) ->
         if all(_whole(folder / a.name, a.md5) for a in wanted):
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_name(f".{folder.name}.lock")):
+        # Never the soft lock that would stand in for flock: it outlives a killed process.
+        with FileLock(folder.with_name(f".{folder.name}.lock"), fallback_to_soft=False):
             folder.mkdir(exist_ok=True)
             try:
                 for archive in wanted:
