@@ -153,11 +153,11 @@ def _trained(params: Params, run: Run) -> bool:
 
 
 def _evaluated(params: Params, run: Run) -> bool:
-    """By bytes: metrics that do not name the weights they were computed from prove nothing."""
+    """By bytes, where the metrics name them: those from before they did are known by their key alone."""
     made, metrics = records.made(run), records.measured(run)
     return (
         metrics["key"] == made["key"]
-        and metrics["weights_sha256"] == made["weights_sha256"]
+        and metrics.get("weights_sha256", made["weights_sha256"]) == made["weights_sha256"]
         and metrics["data"] == read_record(runs.manifest_path(run.dataset), ("key",))["key"]
         and metrics["evaluate"] == runs.evaluate_settings(params, run.dataset)
         and metrics["detections_sha256"] == sha256(run.folder / "detections.json")

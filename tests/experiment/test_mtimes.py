@@ -13,6 +13,7 @@ from fsd.evaluate import stage as evaluation
 from fsd.experiment import mtimes, runs
 from fsd.experiment.params import TEACHER
 from fsd.experiment.schema import Experiment
+from fsd.files import read_record, write_record
 from fsd.report import stage as reporting
 from fsd.train import stage
 
@@ -179,10 +180,10 @@ def test_what_is_damaged_looks_old_whatever_its_time(tree, name, aged):
     assert (run("baseline").folder / name).stat().st_mtime > 1
 
 
-def test_metrics_that_name_no_weights_prove_nothing(tree):
+def test_metrics_of_other_weights_under_the_same_key_prove_nothing(tree):
+    """As where the run was trained again elsewhere and its folder copied here without its metrics."""
     path = run("cwd").folder / "metrics.json"
-    content = json.loads(path.read_text())
-    del content["record_sha256"], content["weights_sha256"]
-    path.write_text(json.dumps(content))
+    content = read_record(path)
+    write_record(path, content | {"weights_sha256": "0" * 64})
     os.utime(path, (1e9, 1e9))
     assert EVERYTHING - settled() == {"cwd evaluated", "report"}

@@ -28,6 +28,8 @@ def plant(folder: Path) -> Path:
         else:
             folder.mkdir(exist_ok=True)
             shutil.copy(source, folder / name)
+    (folder / "data/raw").mkdir(parents=True, exist_ok=True)
+    (folder / "data/raw/.gitkeep").touch()
     subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
     return folder
 

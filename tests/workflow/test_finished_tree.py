@@ -19,7 +19,7 @@ from tree import tool
 
 from fsd.data import store
 from fsd.experiment import params, runs
-from fsd.files import sha256
+from fsd.files import MEMORY, sha256
 from fsd.report import columns, stage
 from fsd.train import explain
 
@@ -42,6 +42,7 @@ def contents(folder: Path) -> dict[str, str]:
     """Hash of every file that a stage makes."""
     places = (folder / "data", folder / "results")
     files = (path for place in places for path in place.rglob("*") if path.is_file())
+    files = (path for path in files if path.name != MEMORY)
     return {str(path.relative_to(folder)): sha256(path) for path in files}
 
 

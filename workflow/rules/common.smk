@@ -1,29 +1,9 @@
 """Wildcards, and what rules ask about a run."""
 
-import os
-
-
 wildcard_constraints:
     dataset="[a-z0-9_]+",
     method="[a-z0-9_]+",
     seed="[0-9]+",
-
-
-def existing_file(path):
-    """The path as an input where it is a file; a missing one is the command's error to explain."""
-    return [path] if path and os.path.isfile(path) else []
-
-
-def data_source(wildcards):
-    return existing_file(PARAMS.datasets[wildcards.dataset].data.source)
-
-
-def initial_weights(role):
-    def find(wildcards):
-        init = getattr(PARAMS.datasets[wildcards.dataset], role).init
-        return existing_file(init and init.weights)
-
-    return find
 
 
 def teaching(wildcards):

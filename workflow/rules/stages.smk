@@ -1,4 +1,8 @@
-"""The stages: one shell line each, the same as in dvc.yaml but for the copy of what they say."""
+"""The stages: one shell line each, the same as in dvc.yaml but for the copy of what they say.
+
+A plan also names the contents of what lies outside (sources, initial weights): what holds other bytes
+changes its plan, whatever its time (fsd/experiment/sources.py). So inputs are plans and outputs alone.
+"""
 
 
 localrules:
@@ -9,7 +13,6 @@ localrules:
 rule prepare:
     input:
         plan="results/plan/{dataset}/data.json",
-        source=data_source,
     output:
         "data/{dataset}/manifest.json",
     log:
@@ -24,7 +27,6 @@ rule prepare:
 rule teacher:
     input:
         plan="results/plan/{dataset}/teacher/0.json",
-        init=initial_weights("teacher"),
         data="data/{dataset}/manifest.json",
     output:
         weights="results/runs/{dataset}/teacher/0/weights.pt",
@@ -43,7 +45,6 @@ rule teacher:
 rule train:
     input:
         plan="results/plan/{dataset}/{method}/{seed}.json",
-        init=initial_weights("student"),
         data="data/{dataset}/manifest.json",
         teacher=teaching,
     output:
