@@ -83,7 +83,7 @@ def machine() -> list[Finding]:
 def _torch() -> list[Finding]:
     import torch
 
-    from fsd.train.devices import autocast_dtype
+    from fsd.devices import autocast_dtype
 
     found = [Finding(True, f"torch {torch.__version__}, {torch.get_num_threads()} threads")]
     if torch.cuda.is_available():

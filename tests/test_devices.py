@@ -4,20 +4,29 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from micro import micro, prepare, run
 from places import ROOT
 
-from fsd.experiment import params, runs
+from fsd import devices
+from fsd.cli import main, stages
+from fsd.experiment import gpus, params, provenance, runs
 from fsd.experiment.schema import Compute
-from fsd.train import devices
+from fsd.train import parts as train_parts
+
+SLURM = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "LOCAL_RANK", *SLURM)
+META = ("run", "data", "network", "recipe")
 
 TAKE = """
 import sys
 from pathlib import Path
-from fsd.train.devices import take
-print(take(2, Path(sys.argv[1])), flush=True)
+from fsd.devices import take
+index, lock = take({"one": 0, "two": 1}, Path(sys.argv[1]))
+print(index if lock else None, flush=True)
 sys.stdin.read()
 """
 
@@ -50,47 +59,180 @@ def test_two_processes_take_two_devices_and_a_third_none(taker):
     assert taker()[1] == "0"  # what a killed process held is free
 
 
-def test_processes_spread_over_the_devices_before_they_share_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(devices, "_held", held := [])
-    found = [devices.take(2, tmp_path, per_device=2) for _ in range(5)]
-    assert found == [0, 1, 0, 1, None]
-    held.pop().close()
-    assert devices.take(2, tmp_path, per_device=2) == 1
+def test_processes_spread_over_the_devices_before_they_share_one(tmp_path):
+    found = [devices.take({"one": 0, "two": 1}, tmp_path, per_device=2) for _ in range(5)]
+    assert [index for index, _ in found] == [0, 1, 0, 1, 0]
+    assert [lock is None for _, lock in found] == [False, False, False, False, True]
+    found.pop(3)[1].close()
+    assert devices.take({"one": 0, "two": 1}, tmp_path, per_device=2)[0] == 1
 
 
-def fake(
-    monkeypatch, tmp_path, count: int, per_device: int = 1, **environment: str
-) -> torch.device:
-    for name in ("CUDA_VISIBLE_DEVICES", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(tmp_path))
-    return devices.pick(per_device=per_device)
+class Machine:
+    """A machine with so many GPUs, as torch shows it to processes that start one after the other."""
+
+    def __init__(self, monkeypatch, folder: Path, count: int):
+        self.patch, self.count, self.current, self.locks = monkeypatch, count, None, []
+        for name in VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        for index in range(count):
+            (folder / f"nvidia{index}").touch()
+        monkeypatch.setattr(gpus, "DEVICES", folder)
+        monkeypatch.setattr(devices, "DRIVER", folder / "driver")
+        monkeypatch.setattr(devices.tempfile, "gettempdir", lambda: str(folder))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(self.visible()))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(self.visible()))
+        monkeypatch.setattr(torch.cuda, "set_device", self.set_device)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", self.properties)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: f"GPU {self.current}")
+
+    def visible(self) -> list[int]:
+        names = gpus.named()
+        return [*range(self.count)] if names is None else [int(n) for n in names]
+
+    def set_device(self, index: int) -> None:
+        self.current = self.visible()[index]
+
+    def properties(self, index: int) -> SimpleNamespace:
+        return SimpleNamespace(uuid=f"GPU-{self.visible()[index]}")
+
+    def start(self, per_device: int = 1, **environment: str) -> int | None:
+        """The GPU, by the machine's count, that another process picks; None: the CPU."""
+        self.patch.setattr(devices, "_mine", mine := {})
+        self.locks.append(mine)  # it lives on
+        with self.patch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            on = devices.pick(per_device=per_device)
+            if on.type == "cpu":
+                return None
+            assert self.current == self.visible()[on.index]
+            assert provenance.device_name() == f"GPU {self.current}"
+            return self.current
 
 
-def test_what_the_environment_says_goes_first(monkeypatch, tmp_path):
-    assert fake(monkeypatch, tmp_path, 0) == torch.device("cpu")
-    assert fake(monkeypatch, tmp_path, 1) == torch.device("cuda", 0)
-    assert fake(monkeypatch, tmp_path, 4, CUDA_VISIBLE_DEVICES="2,3") == torch.device("cuda", 0)
-    assert fake(monkeypatch, tmp_path, 4, LOCAL_RANK="3") == torch.device("cuda", 3)
-    assert not list(tmp_path.iterdir())
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    return lambda count: Machine(monkeypatch, tmp_path, count)
 
 
-def test_several_trainings_of_one_machine_spread(monkeypatch, tmp_path, capsys):
-    found = [fake(monkeypatch, tmp_path, 2).index for _ in range(3)]
-    assert found == [0, 1, 0]
-    assert "all 2 GPUs are taken" in capsys.readouterr().out
+def test_several_processes_of_one_machine_spread(machine, capsys):
+    box = machine(2)
+    assert [box.start() for _ in range(3)] == [0, 1, 0]
+    assert "all 2 places on GPUs are taken by other processes" in capsys.readouterr().out
 
 
-def test_several_trainings_share_the_only_gpu_and_one_too_many_is_told(
-    monkeypatch, tmp_path, capsys
-):
+def test_processes_spread_over_what_is_visible(machine):
+    box = machine(4)
+    assert [box.start(CUDA_VISIBLE_DEVICES="2,3") for _ in range(2)] == [2, 3]
+
+
+def test_processes_that_see_different_gpus_agree(machine):
+    box = machine(3)
+    assert box.start(CUDA_VISIBLE_DEVICES="2") == 2
+    assert box.start(CUDA_VISIBLE_DEVICES="2,1") == 1
+    assert box.start(CUDA_VISIBLE_DEVICES="1,0") == 0
+
+
+def test_gpus_without_a_uuid_are_told_apart_by_their_visible_names(machine, monkeypatch):
+    box = machine(3)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace())
+    assert box.start(CUDA_VISIBLE_DEVICES="2") == 2
+    assert box.start(CUDA_VISIBLE_DEVICES="2,1") == 1
+    assert [box.start(), box.start()] == [0, 0]
+
+
+def test_several_trainings_share_the_only_gpu_and_one_too_many_is_told(machine, capsys):
+    box = machine(1)
     for said in (False, False, True):
-        assert fake(monkeypatch, tmp_path, 1, per_device=2) == torch.device("cuda", 0)
+        assert box.start(per_device=2) == 0
         assert ("all 2 places on GPUs are taken" in capsys.readouterr().out) is said
+
+
+def test_a_process_keeps_its_gpu(machine):
+    machine(3).start()
+    assert [devices.pick().index for _ in range(4)] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        ({"LOCAL_RANK": "3"}, 3),
+        ({"LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "2,3"}, 3),
+        ({"LOCAL_RANK": "3", "CUDA_VISIBLE_DEVICES": "3"}, 3),  # srun --gpus-per-task 1
+    ],
+)
+def test_each_of_several_processes_of_one_training_finds_its_gpu(machine, environment, wanted):
+    assert machine(4).start(**environment) == wanted
+
+
+@pytest.mark.parametrize("value", ["", "-1", "NoDevFiles"])
+def test_who_hides_the_gpus_wants_the_cpu(machine, value):
+    assert machine(2).start(CUDA_VISIBLE_DEVICES=value, SLURM_JOB_GPUS="0") is None
+
+
+def test_without_a_gpu_there_is_the_cpu(machine):
+    assert machine(0).start() is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "by"),
+    [
+        ({}, "/nvidia0, "),
+        ({"CUDA_VISIBLE_DEVICES": "0"}, "CUDA_VISIBLE_DEVICES=0 promises"),
+        ({"SLURM_JOB_GPUS": "1"}, "SLURM_JOB_GPUS=1 promises"),
+        ({"SLURM_GPUS_ON_NODE": "2"}, "SLURM_GPUS_ON_NODE=2 promises"),
+    ],
+)
+def test_a_gpu_that_is_promised_and_cannot_be_used_is_no_cpu(machine, monkeypatch, environment, by):
+    box = machine(2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    devices.DRIVER.write_text(
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  535.104.05  Release Build\n"
+    )
+    with pytest.raises(ValueError) as caught:
+        box.start(**environment)
+    said = str(caught.value)
+    assert by in said and "\n" not in said
+    assert f"torch {torch.__version__} for CUDA 13.0" in said and "driver 535.104.05:" in said
+    assert "set CUDA_VISIBLE_DEVICES= (empty)" in said
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(ValueError, match="is built without CUDA"):
+        box.start(**environment)
+
+
+def test_the_driver_s_version_is_asked_of_nvidia_smi_where_no_file_tells(monkeypatch, tmp_path):
+    monkeypatch.setattr(devices, "DRIVER", tmp_path / "none")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert devices.driver() is None
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 535.104.05\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert devices.driver() == "535.104.05"
+
+
+@pytest.mark.parametrize("stage", ["train", "teacher", "evaluate"])
+def test_the_stages_end_with_that_sentence_and_exit_code_2(
+    machine, monkeypatch, tmp_path, capsys, stage
+):
+    monkeypatch.chdir(tmp_path)
+    machine(1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    loaded = micro()
+    prepare(loaded)
+    monkeypatch.setattr(stages, "load_params", lambda: loaded)
+    words = ["--method", "baseline", "--seed", "0"] if stage != "teacher" else []
+    if stage == "evaluate":
+        parts = train_parts.build(runs.resolve(loaded, run("baseline")))
+        run("baseline").folder.mkdir(parents=True)
+        meta = {k: runs.resolve(loaded, run("baseline"))[k] for k in META}
+        state = {"model": parts.module.student.state_dict(), "meta": meta}
+        torch.save(state, run("baseline").folder / "weights.pt")
+    monkeypatch.setattr("sys.argv", ["fsd", stage, "--dataset", "micro", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "promises a GPU, but torch" in capsys.readouterr().out
 
 
 def with_compute(folder: Path, block: str) -> params.Params:

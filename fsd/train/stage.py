@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from fsd import files, tracking
+from fsd import devices, files, tracking
 from fsd.console import clock, console, progress
 from fsd.data import loaders
 from fsd.data.augment.recipe import Recipe
@@ -20,7 +20,7 @@ from fsd.experiment.params import Params
 from fsd.experiment.runs import Run, resolve
 from fsd.files import to_json, write_atomically
 from fsd.models.yolox import for_inference
-from fsd.train import checkpoint, compiled, controls, devices, gate, guards, parallel, run_store
+from fsd.train import checkpoint, compiled, controls, gate, guards, parallel, run_store
 from fsd.train.loop import TrainModule, pick, train_epoch
 from fsd.train.optim import Ema, build_optimizer
 from fsd.train.parallel import World
@@ -60,17 +60,17 @@ def fit(params: Params, run: Run, command: str) -> None:
                 place.state.unlink(missing_ok=True)  # left where a process died after `done`
             else:
                 with run_store.failure_noted(place, run) if here.first else nullcontext():
+                    on = devices.pick(console.print, per_device=params.compute.trainings_per_gpu)
                     if teacher:
-                        gate.check(params, run, facts["key"])
-                    _train(job, here)
+                        gate.check(params, run, facts["key"], on, here)
+                    _train(job, here, on)
             if here.first:
                 run_store.export(place, run)
 
 
-def _train(job: Job, here: World) -> None:
+def _train(job: Job, here: World, on: torch.device) -> None:
     params, run, plan, place = job.params, job.run, job.plan, job.place
     compute = params.compute
-    on = devices.pick(console.print, per_device=compute.trainings_per_gpu)
     train = plan["network"]["train"]
     dtype = devices.autocast_dtype(train["precision"], on)
     parts = build(plan)
@@ -82,8 +82,9 @@ def _train(job: Job, here: World) -> None:
     )
     ema = Ema(module.student, base=train["ema_decay"])
     state: dict[str, Any] = {"epoch": 0, "log": [], "segments": [], "best": None}
-    if place.state.exists():
-        state = checkpoint.load(place.state)
+    # One process reads: on another node the file system may still show an older state.
+    if kept := parallel.by_first(lambda: _kept(place), here):
+        state = kept
         module.student.load_state_dict(state["student"])
         module.distiller.load_state_dict(state["distiller"])
         optimizer.load_state_dict(state["optimizer"])
@@ -107,7 +108,10 @@ def _train(job: Job, here: World) -> None:
             whole.close()
         if tracker:
             tracker.watch()
-        unused = any(p.requires_grad for p in module.distiller.parameters())
+        active = (
+            module.distiller.active(epoch, train["epochs"]) for epoch in range(train["epochs"])
+        )
+        unused = teacher is not None and not all(active)  # adapters then get no gradient
         step = parallel.wrap(module, here, unused=unused)
         for epoch in range(state["epoch"], train["epochs"]):
             label = f"{run.name} epoch {epoch + 1}/{train['epochs']}"
@@ -157,6 +161,10 @@ def _train(job: Job, here: World) -> None:
         coupled = bool(module.distiller.couples_batch)
         _finish(job, parts.notes, chosen, segments, log, dtype, coupled)
         tracker.finish()
+
+
+def _kept(place: run_store.Store) -> dict[str, Any] | None:
+    return checkpoint.load(place.state) if place.state.exists() else None
 
 
 def _write_log(place: run_store.Store, log: list[dict[str, Any]]) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+import torch
 from micro import micro, prepare, run
 from tree import tool
 
@@ -13,6 +14,7 @@ from fsd.experiment.params import TEACHER
 from fsd.train import gate, parts, run_store, stage
 
 DATA_KEY = "data"
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -41,19 +43,19 @@ def evaluated(which: runs.Run, ap, *, key="k", evaluated_key="k", plan=None, dat
 
 def refused(loaded) -> str:
     with pytest.raises(ValueError) as caught:
-        gate.check(loaded, run("cwd"), DATA_KEY)
+        gate.check(loaded, run("cwd"), DATA_KEY, CPU)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_a_teacher_that_no_stage_has_evaluated_is_measured_once(monkeypatch):
     asked = []
-    monkeypatch.setattr(gate, "measure", lambda which, loaded: asked.append(which) or 0.3)
+    monkeypatch.setattr(gate, "measure", lambda which, loaded, on: asked.append((which, on)) or 0.3)
     evaluated(run(TEACHER), 0.9, evaluated_key="of the weights before")
     for _ in range(2):
-        gate.check(gated(min_ap=0.3), run("cwd"), DATA_KEY)
+        gate.check(gated(min_ap=0.3), run("cwd"), DATA_KEY, CPU)
         assert "AP 30.0" in refused(gated(min_ap=0.4))
-    assert asked == [run(TEACHER)]
+    assert asked == [(run(TEACHER), CPU)]
     other = gated(min_ap=0.4)
     other.datasets["micro"] = other.datasets["micro"].model_copy(
         update={"evaluate": other.datasets["micro"].evaluate.model_copy(update={"nms_iou": 0.5})}
@@ -61,13 +63,13 @@ def test_a_teacher_that_no_stage_has_evaluated_is_measured_once(monkeypatch):
     refused(other)
     assert len(asked) == 2
     evaluated(run(TEACHER), 0.4)
-    gate.check(gated(min_ap=0.4), run("cwd"), DATA_KEY)
+    gate.check(gated(min_ap=0.4), run("cwd"), DATA_KEY, CPU)
     assert len(asked) == 2
 
 
 def test_min_ap():
     evaluated(run(TEACHER), 0.3)
-    gate.check(gated(min_ap=0.3), run("cwd"), DATA_KEY)  # equal is not below
+    gate.check(gated(min_ap=0.3), run("cwd"), DATA_KEY, CPU)  # equal is not below
     said = refused(gated(min_ap=0.301))
     assert "AP 30.0" in said and "30.1 of min_ap" in said
     assert said.endswith("set datasets.micro.teacher_gate.on_failure in params.yaml to warn")
@@ -76,12 +78,12 @@ def test_min_ap():
 def test_the_best_baseline_counts():
     evaluated(run(TEACHER), 0.2)
     evaluated(run("baseline", 0), 0.1)
-    gate.check(gated(), run("cwd"), DATA_KEY)
+    gate.check(gated(), run("cwd"), DATA_KEY, CPU)
     evaluated(run("baseline", 1), 0.2)
-    gate.check(gated(), run("cwd"), DATA_KEY)  # equal is not below
+    gate.check(gated(), run("cwd"), DATA_KEY, CPU)  # equal is not below
     evaluated(run("baseline", 7), 0.25)
     assert "25.0 of micro/baseline/7" in refused(gated())
-    gate.check(gated(above_baseline=False), run("cwd"), DATA_KEY)
+    gate.check(gated(above_baseline=False), run("cwd"), DATA_KEY, CPU)
     assert "40.0 of min_ap" in refused(gated(min_ap=0.4))
 
 
@@ -95,7 +97,7 @@ def test_only_students_of_this_plan_and_data_that_nobody_taught_count():
     evaluated(run("baseline", 3), 0.5, evaluated_key="of the weights before")
     evaluated(run("baseline", 4), 0.5)
     (run("baseline", 4).folder / "metrics.json").unlink()
-    gate.check(gated(), run("cwd"), DATA_KEY)
+    gate.check(gated(), run("cwd"), DATA_KEY, CPU)
     evaluated(run("baseline", 4), 0.5)
     assert "micro/baseline/4" in refused(gated())
 
@@ -103,17 +105,17 @@ def test_only_students_of_this_plan_and_data_that_nobody_taught_count():
 def test_an_ap_that_does_not_exist_counts_as_none():
     evaluated(run(TEACHER), None)
     evaluated(run("baseline"), None)
-    gate.check(gated(), run("cwd"), DATA_KEY)
+    gate.check(gated(), run("cwd"), DATA_KEY, CPU)
 
 
 def test_warn_prints_and_goes_on_and_off_looks_at_nothing(capsys):
-    gate.check(gated(on_failure="off", min_ap=1.0), run("cwd"), DATA_KEY)
+    gate.check(gated(on_failure="off", min_ap=1.0), run("cwd"), DATA_KEY, CPU)
     assert capsys.readouterr().out == ""
     evaluated(run(TEACHER), 0.2)
-    gate.check(gated(on_failure="warn", min_ap=0.3), run("cwd"), DATA_KEY)
+    gate.check(gated(on_failure="warn", min_ap=0.3), run("cwd"), DATA_KEY, CPU)
     said = capsys.readouterr().out
     assert said.startswith("warning: the teacher of micro has AP 20.0 on test")
-    gate.check(gated(on_failure="warn", min_ap=0.1), run("cwd"), DATA_KEY)
+    gate.check(gated(on_failure="warn", min_ap=0.1), run("cwd"), DATA_KEY, CPU)
     assert capsys.readouterr().out == ""
 
 

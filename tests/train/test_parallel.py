@@ -101,6 +101,7 @@ def test_srun_s_tasks_find_each_other(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "123456")
     monkeypatch.setenv("SLURM_STEP_NODELIST", "n[1-2]")
     monkeypatch.setattr(parallel, "_first_host", lambda: "n1")
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
     assert parallel._place() == (3, 4)
     assert os.environ["LOCAL_RANK"] == "1"
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("n1", "23456")
