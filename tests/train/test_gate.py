@@ -9,9 +9,11 @@ import torch
 from micro import micro, prepare, run
 from tree import tool
 
+from fsd import devices
+from fsd.evaluate import stage as evaluation
 from fsd.experiment import runs
 from fsd.experiment.params import TEACHER
-from fsd.train import gate, parts, run_store, stage
+from fsd.train import gate, parallel, parts, run_store, stage
 
 DATA_KEY = "data"
 CPU = torch.device("cpu")
@@ -143,6 +145,65 @@ def test_a_training_asks_the_gate_once_and_only_if_it_has_a_trained_teacher(monk
     shutil.rmtree(run("cwd").folder)
     stage.fit(loaded, run("cwd"), "test")  # done is done
     assert (run("cwd").folder / "weights.pt").exists()
+
+
+@pytest.mark.parametrize("fault", [None, OSError("no such file")])
+def test_of_several_processes_one_measures_and_all_stop(monkeypatch, fault):
+    asked, said = [], []
+
+    def measure(which, loaded, on):
+        asked.append(on)
+        if fault:
+            raise fault
+        return 0.3
+
+    def agree(value, here):  # the first process comes first
+        said.extend([value] if here.first else [])
+        return said[-1]
+
+    monkeypatch.setattr(gate, "measure", measure)
+    monkeypatch.setattr(parallel, "agree", agree)
+    errors = []
+    for rank in (0, 1):
+        with pytest.raises((ValueError, OSError)) as caught:
+            gate.check(gated(min_ap=0.4), run("cwd"), DATA_KEY, CPU, parallel.World(rank, 2))
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1] and ("AP 30.0" in errors[0] or fault)
+    assert asked == [CPU]
+    if not fault:
+        for rank in (0, 1):
+            gate.check(gated(min_ap=0.2), run("cwd"), DATA_KEY, CPU, parallel.World(rank, 2))
+
+
+def test_the_gate_and_the_evaluation_measure_on_the_device_that_was_picked(monkeypatch):
+    """The meta device, which computes nothing, stands for it."""
+    train = {"epochs": 1, "warmup_epochs": 0, "no_aug_epochs": 0}
+    loaded = micro(
+        datasets__micro__teacher_gate={"min_ap": 0.0},
+        **{f"datasets__micro__teacher__train__{k}": v for k, v in train.items()},
+        compute={"trainings_per_gpu": 3},
+    )
+    prepare(loaded)
+    stage.fit(loaded, run(TEACHER), "test")
+    order = []
+
+    def picked(note, *, per_device):
+        assert per_device == 3
+        order.append("picked")
+        return torch.device("meta")
+
+    def predicted(model, images, *, device, **settings):
+        order.append(device.type)
+        raise InterruptedError
+
+    monkeypatch.setattr(devices, "pick", picked)
+    monkeypatch.setattr(gate, "predict", predicted)
+    monkeypatch.setattr(evaluation, "predict", predicted)
+    with pytest.raises(InterruptedError):
+        stage.fit(loaded, run("cwd"), "test")
+    with pytest.raises(InterruptedError):
+        evaluation.evaluate(loaded, run(TEACHER))
+    assert order == ["picked", "meta"] * 2
 
 
 def test_snakemake_has_the_teacher_trained_first_and_lets_baselines_go_ahead(copy):
