@@ -26,10 +26,10 @@ from torch import Tensor
 import plain_detector as plain  # isort: skip  (common.py says where it is)
 
 from fsd.boxes import cxcywh_to_xyxy
+from fsd.devices import autocast_dtype
 from fsd.models.criterion import Criterion
 from fsd.models.postprocess import postprocess
 from fsd.models.yolox import SIZES, YOLOX, for_inference
-from fsd.train.devices import autocast_dtype
 from fsd.types import Outputs, Pyramid, Targets
 
 CLASSES, BATCH, BOXES, SIDE = 20, 4, 5, 320

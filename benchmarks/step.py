@@ -31,11 +31,11 @@ import plain_detector  # isort: skip  (common.py says where they are)
 import plain_losses  # isort: skip
 
 from fsd import distill
+from fsd.devices import autocast_dtype
 from fsd.evaluate.complexity import count_operations
 from fsd.experiment.params import load
 from fsd.models.criterion import Criterion
 from fsd.models.yolox import SIZES, YOLOX, for_inference
-from fsd.train.devices import autocast_dtype
 from fsd.train.loop import TrainModule
 from fsd.train.optim import Ema, build_optimizer, ema_decay
 from fsd.types import Outputs, Targets

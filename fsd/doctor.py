@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from fsd.experiment import gpus
 from fsd.experiment.params import Params
 from fsd.experiment.schema import Experiment
 
 PROFILE = Path("slurm/profile.yaml")
 STAGES = ("prepare", "teacher", "train", "evaluate")  # the jobs that a cluster runs
 NEEDED = ("snakemake", "snakemake-executor-plugin-slurm", "dvc", "mlflow")
+BF16_SINCE = 8  # compute capability of Ampere; V100 and T4 have 7
 MINUTES = {"s": 1 / 60, "m": 1.0, "h": 60.0, "d": 1440.0}
 
 
@@ -83,17 +85,27 @@ def machine() -> list[Finding]:
 def _torch() -> list[Finding]:
     import torch
 
-    from fsd.train.devices import autocast_dtype
+    from fsd import devices
 
     found = [Finding(True, f"torch {torch.__version__}, {torch.get_num_threads()} threads")]
-    if torch.cuda.is_available():
+    try:
+        usable = devices.usable()
+    except ValueError as error:
+        return [*found, Finding(False, str(error))]
+    if usable:
         for index in range(torch.cuda.device_count()):
             facts = torch.cuda.get_device_properties(index)
             size = f"{facts.total_memory / 2**30:.0f} GiB"
             found.append(Finding(True, f"GPU {index}: {facts.name}, {size}"))
+            if facts.major < BF16_SINCE and torch.version.hip is None:
+                found.append(
+                    Finding(None, f"GPU {index} has no bfloat16: precision auto is float32 there")
+                )
     else:
-        found.append(Finding(None, "no GPU: fine for smoke and the _cpu experiments, not for main"))
-        fast = autocast_dtype("auto", torch.device("cpu"))
+        wanted = gpus.named() == []
+        why = "CUDA_VISIBLE_DEVICES hides all GPUs" if wanted else "no GPU"
+        found.append(Finding(None, f"{why}: fine for smoke and the _cpu experiments, not for main"))
+        fast = devices.autocast_dtype("auto", torch.device("cpu"))
         word = "computes in bfloat16" if fast else "has no bfloat16: float32 is used"
         found.append(Finding(None, f"the processor {word}"))
     return found

@@ -2,7 +2,12 @@
 
 import pytest
 import tree
+from hiding import hide_gpus
 from places import GOLDEN
+
+
+def pytest_configure(config):
+    hide_gpus(config.option.markexpr)
 
 
 def pytest_addoption(parser):

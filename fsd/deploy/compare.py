@@ -33,15 +33,16 @@ def measure(weights: Path, repeats: int = 50, limit_s: float = math.inf) -> Need
     """Measure one weights.pt in this process, best a fresh one, with batch norms folded.
 
     limit_s: as of `evaluate.cost.cost`. Raises FileNotFoundError, and ValueError for a file that is
-    not ours or no repeats.
+    not ours, no repeats, or a GPU that is promised and cannot be used.
     """
     import torch
 
+    from fsd import devices
     from fsd.evaluate.complexity import cost, count_operations
     from fsd.experiment.provenance import device_name
     from fsd.models.yolox import for_inference
 
-    on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on = devices.pick()
     before = _memory("VmRSS")
     model, card = read_weights(weights)
     normalise, network = model

@@ -75,16 +75,18 @@ class Seen(NamedTuple):
 def load(path: Path) -> Detector:
     """A detector from a weights.pt or an exported .onnx file.
 
-    Raises FileNotFoundError, and ValueError where the file is not one of this project or damaged.
+    Raises FileNotFoundError, and ValueError where the file is not one of this project or damaged, or
+    a GPU is promised that torch cannot use.
     """
     if path.suffix == ".onnx":
         return from_onnx(path)
     model, card = read_weights(path)
     import torch
 
+    from fsd import devices
     from fsd.models.postprocess import postprocess
 
-    on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on = devices.pick()
     model = model.to(on, memory_format=torch.channels_last)
 
     def detect(canvases: np.ndarray, settings: Settings) -> list[Detected]:

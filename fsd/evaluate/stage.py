@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import torch
 
+from fsd import devices
 from fsd.console import console, progress
 from fsd.data.split import Split
 from fsd.data.store import content, manifest, open_split
@@ -38,7 +39,7 @@ def evaluate(params: Params, run: Run) -> dict[str, Any]:
     split = open_split(DATA, run.dataset, "test")
     dataset = params.datasets[run.dataset]
     recipe = params.recipes[dataset.recipe]
-    on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on = devices.pick(console.print, per_device=params.compute.trainings_per_gpu)
     with progress(f"{run.name} test images") as update:
         found = predict(
             model.to(on),

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import IO
 
-DEVICES = Path("/dev")
+from fsd.experiment import gpus
+
 _alive: list[IO[str]] = []  # open, and so locked, as long as this process lives
 
 
@@ -19,8 +20,8 @@ def use_own_tools() -> None:
 
 
 def trainings_at_once(per_gpu: int) -> int:
-    """As many as the GPUs take; one without a GPU."""
-    return max(1, len(list(DEVICES.glob("nvidia[0-9]*"))) * per_gpu)
+    """As many as the GPUs that may be used take; one without a GPU."""
+    return max(1, gpus.offer().count * per_gpu)
 
 
 def free_stale_lock(folder: Path = Path(".snakemake")) -> bool:

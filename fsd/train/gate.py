@@ -15,21 +15,29 @@ from fsd.experiment.params import Params
 from fsd.experiment.runs import Run, evaluate_settings, resolve, teacher_run
 from fsd.files import DamagedError, read_record, to_json, write_record
 from fsd.models.build import load_detector
-from fsd.train import run_store
+from fsd.train import parallel, run_store
+from fsd.train.parallel import World
 from fsd.train.validate import DATA
 
+ALONE = World()
 
-def check(params: Params, run: Run, data_key: str) -> None:
+
+def check(params: Params, run: Run, data_key: str, on: torch.device, here: World = ALONE) -> None:
     """Stop (ValueError) or warn, as `teacher_gate` of the data set says, where its teacher is weak.
+
+    Of several processes the first one measures, on its device `on`, and all stop where it does.
 
     Compared are APs on the test split: the teacher's, measured here where the evaluate stage has
     not come to it, and those of the finished and evaluated students without distillation, trained
     as params.yaml now has them on the data set with that key.
     """
+    if params.datasets[run.dataset].teacher_gate.on_failure != "off":
+        parallel.by_first(lambda: _check(params, run, data_key, on), here)
+
+
+def _check(params: Params, run: Run, data_key: str, on: torch.device) -> None:
     gate = params.datasets[run.dataset].teacher_gate
-    if gate.on_failure == "off":
-        return
-    ap = _teacher_ap(params, run.dataset)
+    ap = _teacher_ap(params, run.dataset, on)
     limits = [(gate.min_ap, "min_ap")] if gate.min_ap is not None else []
     if gate.above_baseline:
         limits += _baselines(params, run.dataset, data_key)
@@ -48,7 +56,7 @@ def check(params: Params, run: Run, data_key: str) -> None:
     console.print(f"warning: {text}", style="yellow")
 
 
-def _teacher_ap(params: Params, dataset: str) -> float:
+def _teacher_ap(params: Params, dataset: str, on: torch.device) -> float:
     """From its metrics, or measured once and kept in its store: no student waits for another stage.
 
     (As an input of the train rule the metrics would make every student look out of date when an
@@ -67,15 +75,14 @@ def _teacher_ap(params: Params, dataset: str) -> float:
     except (FileNotFoundError, DamagedError):  # measured again
         record = {}
     if {name: record.get(name) for name in asked} != asked:
-        record = asked | {"ap": measure(teacher, params)}
+        record = asked | {"ap": measure(teacher, params, on)}
         write_record(kept, record)
     return record["ap"]
 
 
-def measure(run: Run, params: Params) -> float:
+def measure(run: Run, params: Params, on: torch.device) -> float:
     """AP of a trained run on its test split, a fraction."""
     model, _ = load_detector(run.folder / "weights.pt", records.made(run)["weights_sha256"])
-    on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = open_split(DATA, run.dataset, "test")
     settings = params.datasets[run.dataset].evaluate.model_dump()
     found = predict(model.to(on), images, batch_size=32, device=on, **settings)

@@ -20,7 +20,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fsd import devices
+from fsd.train.sync_norm import SyncBatchNorm
+
 TIMEOUT = timedelta(minutes=10)  # of a collective: as long as rank 0 may take to validate
+SPECIAL_STEPS = 0xFFFFFFF0  # Slurm's step ids from here on: batch, extern, interactive, pending
 
 
 class World(NamedTuple):
@@ -39,15 +43,18 @@ class World(NamedTuple):
 def world() -> Iterator[World]:
     """The group that torchrun or srun started, for as long as the context lives; else one process.
 
-    ValueError where srun's tasks cannot find each other.
+    ValueError where srun's tasks cannot find each other, or as of `devices.usable`.
     """
     rank, size = _place()
     if size == 1:
         yield World()
         return
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    backend = "gloo"
+    if devices.usable():
+        torch.cuda.set_device(devices.local())
+        # NCCL refuses several processes on one GPU; gloo is slow there, and right.
+        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count()
+        backend = "gloo" if sharing else "nccl"
     dist.init_process_group(backend, rank=rank, world_size=size, timeout=TIMEOUT)
     # Not where an error leaves it: NCCL may wait there for the others, who wait for this process, and
     # the error is said only after this.
@@ -58,8 +65,11 @@ def world() -> Iterator[World]:
 def _place() -> tuple[int, int]:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:  # torchrun
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", os.environ.get("SLURM_NTASKS", "1")))
-    if "SLURM_PROCID" not in os.environ or tasks == 1:
+    # Of the step, not SLURM_NTASKS: an allocation for several tasks whose script calls this without
+    # srun has one process. Scripts and shells run in steps with a name or a number above all others.
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    step = os.environ.get("SLURM_STEP_ID", "")
+    if tasks == 1 or not step.isdigit() or int(step) >= SPECIAL_STEPS:
         return 0, 1
     os.environ.setdefault("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
     if "MASTER_ADDR" not in os.environ:
@@ -105,54 +115,11 @@ def synchronised(module: nn.Module, here: World) -> nn.Module:
     """The module with batch norms over all processes; same names, weights and numbers as before."""
     if here.size == 1:
         return module
-    if torch.cuda.is_available():
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for parent in list(module.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, nn.BatchNorm2d) and not isinstance(child, _SyncBatchNorm):
-                synced = _SyncBatchNorm(
-                    child.num_features, eps=child.eps, momentum=child.momentum
-                ).train(child.training)
-                synced.load_state_dict(child.state_dict())
-                setattr(parent, name, synced)
+            if isinstance(child, nn.BatchNorm2d) and not isinstance(child, SyncBatchNorm):
+                setattr(parent, name, SyncBatchNorm.of(child))
     return module
-
-
-class _SyncBatchNorm(nn.BatchNorm2d):
-    """torch's SyncBatchNorm is for GPUs alone; this one is short and works on CPUs."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        values = x if x.dtype == torch.float64 else x.float()
-        size = torch.tensor(float(x.numel() // x.shape[1]), dtype=values.dtype)
-        dist.all_reduce(size)
-        mean = _Sum.apply(values.sum((0, 2, 3))) / size
-        centred = values - mean[:, None, None]
-        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / size
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * size / (size - 1), self.momentum)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        out = torch.addcmul(self.bias[:, None, None], centred, scale[:, None, None])
-        return out.to(x.dtype)
-
-
-class _Sum(torch.autograd.Function):
-    """Sum over processes, whose gradient is the sum of the processes' gradients."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        x = x.clone()
-        dist.all_reduce(x)
-        return x
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        dist.all_reduce(gradient)
-        return gradient
 
 
 def mean_over_processes(here: World) -> Callable[[Tensor], Tensor] | None:
@@ -189,3 +156,19 @@ def agree(value: Any, here: World) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def by_first(work: Callable[[], Any], here: World) -> Any:
+    """What the first process's `work` gives, on every process; ValueError on all where it fails there."""
+    if here.size == 1:
+        return work()
+    value = error = None
+    if here.first:
+        try:
+            value = work()
+        except Exception as caught:
+            error = caught
+    failed, text, value = agree((error is not None, str(error), value), here)
+    if failed:
+        raise error or ValueError(text)
+    return value

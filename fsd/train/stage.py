@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from fsd import files, tracking
+from fsd import devices, files, tracking
 from fsd.console import clock, console, progress
 from fsd.data import loaders
 from fsd.data.augment.recipe import Recipe
@@ -21,17 +21,7 @@ from fsd.experiment.runs import Run, resolve, teacher_run
 from fsd.files import write_atomically, write_record
 from fsd.models.weights import SEAL, fingerprint
 from fsd.models.yolox import for_inference
-from fsd.train import (
-    checkpoint,
-    compiled,
-    controls,
-    devices,
-    gate,
-    guards,
-    parallel,
-    room,
-    run_store,
-)
+from fsd.train import checkpoint, compiled, controls, gate, guards, parallel, room, run_store
 from fsd.train.loop import TrainModule, pick, train_epoch
 from fsd.train.optim import Ema, build_optimizer
 from fsd.train.parallel import World
@@ -71,17 +61,17 @@ def fit(params: Params, run: Run, command: str) -> None:
                 place.state.unlink(missing_ok=True)  # left where a process died after `done`
             else:
                 with run_store.failure_noted(place, run) if here.first else nullcontext():
+                    on = devices.pick(console.print, per_device=params.compute.trainings_per_gpu)
                     if teacher:
-                        gate.check(params, run, facts["key"])
-                    room.with_fallback(lambda kind: _train(job, here, kind), console.print)
+                        gate.check(params, run, facts["key"], on, here)
+                    room.with_fallback(lambda kind: _train(job, here, on, kind), console.print)
             if here.first:
                 run_store.export(place, run)
 
 
-def _train(job: Job, here: World, loader_kind: str | None = None) -> None:
+def _train(job: Job, here: World, on: torch.device, loader_kind: str | None = None) -> None:
     params, run, plan, place = job.params, job.run, job.plan, job.place
     compute = params.compute
-    on = devices.pick(console.print, per_device=compute.trainings_per_gpu)
     train = plan["network"]["train"]
     dtype = devices.autocast_dtype(train["precision"], on)
     parts = build(plan)
@@ -93,8 +83,9 @@ def _train(job: Job, here: World, loader_kind: str | None = None) -> None:
     )
     ema = Ema(module.student, base=train["ema_decay"])
     state: dict[str, Any] = {"epoch": 0, "log": [], "segments": [], "best": None}
-    if place.state.exists():
-        state = checkpoint.load(place.state)
+    # One process reads: on another node the file system may still show an older state.
+    if kept := parallel.by_first(lambda: _kept(place), here):
+        state = kept
         module.student.load_state_dict(state["student"])
         module.distiller.load_state_dict(state["distiller"])
         optimizer.load_state_dict(state["optimizer"])
@@ -124,7 +115,10 @@ def _train(job: Job, here: World, loader_kind: str | None = None) -> None:
         del whole
         if tracker:
             tracker.watch()
-        unused = any(p.requires_grad for p in module.distiller.parameters())
+        active = (
+            module.distiller.active(epoch, train["epochs"]) for epoch in range(train["epochs"])
+        )
+        unused = teacher is not None and not all(active)  # adapters then get no gradient
         step = parallel.wrap(module, here, unused=unused)
         for epoch in range(state["epoch"], train["epochs"]):
             label = f"{run.name} epoch {epoch + 1}/{train['epochs']}"
@@ -191,6 +185,10 @@ def _same_teacher(job: Job, before: list[dict[str, Any]]) -> str | None:
             f"or delete {job.place.folder} to begin anew"
         )
     return digest
+
+
+def _kept(place: run_store.Store) -> dict[str, Any] | None:
+    return checkpoint.load(place.state) if place.state.exists() else None
 
 
 def _write_log(place: run_store.Store, log: list[dict[str, Any]]) -> None:

@@ -1,11 +1,15 @@
 """The examination of machine and cluster, on what sinfo prints."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 import yaml
 from micro import micro
 
 from fsd import doctor
 from fsd.cli import main
+from fsd.experiment import gpus
 
 SINFO = """\
 cpu*|up|16|64000|(null)|1-00:00:00|idle
@@ -93,3 +97,33 @@ def test_the_command_fails_where_something_is_missing(monkeypatch, capsys):
         main()
     assert ended.value.code == 1
     assert "train: no GPU here" in capsys.readouterr().out
+
+
+@pytest.fixture
+def box(monkeypatch, tmp_path):
+    """A machine with a device file of a GPU."""
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(gpus, "DEVICES", tmp_path)
+
+
+def test_a_gpu_that_torch_cannot_use_is_missing_unless_the_cpu_is_wanted(box, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = {f.what: f.ok for f in doctor.machine()}
+    assert [ok for what, ok in found.items() if "promises a GPU, but torch" in what] == [False]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    found = {f.what: f.ok for f in doctor.machine()}
+    assert not any("promises" in what for what in found)
+    assert [ok for what, ok in found.items() if "hides all GPUs" in what] == [None]
+
+
+@pytest.mark.parametrize(("major", "told"), [(7, True), (8, False), (9, False)])
+def test_a_gpu_without_bfloat16_is_told(box, monkeypatch, major, told):
+    facts = SimpleNamespace(total_memory=16 * 2**30, name="T4", major=major)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: facts)
+    found = {f.what: f.ok for f in doctor.machine()}
+    assert found["GPU 0: T4, 16 GiB"] is True
+    assert [ok for what, ok in found.items() if "GPU 0 has no bfloat16" in what] == [None] * told

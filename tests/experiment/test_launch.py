@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from fsd.experiment import launch
+from fsd.experiment import gpus, launch
 
+SLURM = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
 HOLD = (
     "import sys; from fsd.experiment import launch; launch.free_stale_lock(); "
     "print('held', flush=True); sys.stdin.read()"
@@ -58,14 +59,57 @@ def test_where_another_host_has_worked_nothing_is_known(locked):
     assert (locked / "locks/0.input.lock").exists()
 
 
+@pytest.fixture
+def box(tmp_path, monkeypatch):
+    """A machine with so many device files."""
+    for name in ("CUDA_VISIBLE_DEVICES", *SLURM):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(gpus, "DEVICES", tmp_path)
+
+    def make(count: int) -> None:
+        for name in ("nvidiactl", *(f"nvidia{n}" for n in range(count))):
+            (tmp_path / name).touch()
+
+    return make
+
+
 @pytest.mark.parametrize(
-    ("gpus", "per_gpu", "wanted"), [(0, 1, 1), (0, 4, 1), (2, 1, 2), (2, 3, 6)]
+    ("count", "per_gpu", "wanted"), [(0, 1, 1), (0, 4, 1), (2, 1, 2), (2, 3, 6)]
 )
-def test_as_many_trainings_as_the_gpus_take(tmp_path, monkeypatch, gpus, per_gpu, wanted):
-    for name in ("nvidiactl", *(f"nvidia{n}" for n in range(gpus))):
-        (tmp_path / name).touch()
-    monkeypatch.setattr(launch, "DEVICES", tmp_path)
+def test_as_many_trainings_as_the_gpus_take(box, count, per_gpu, wanted):
+    box(count)
     assert launch.trainings_at_once(per_gpu) == wanted
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, 2),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-8d3b, MIG-77aa"}, 2),
+        ({"CUDA_VISIBLE_DEVICES": "3,-1,2"}, 1),  # as CUDA reads it
+        ({"CUDA_VISIBLE_DEVICES": ""}, 1),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, 1),
+        ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, 1),
+        ({"CUDA_VISIBLE_DEVICES": "", "SLURM_JOB_GPUS": "0,1"}, 1),
+        ({"CUDA_VISIBLE_DEVICES": "0", "SLURM_JOB_GPUS": "0,1"}, 1),
+        ({"SLURM_JOB_GPUS": "0,1"}, 2),
+        ({"SLURM_JOB_GPUS": "0,2-4"}, 4),
+        ({"SLURM_JOB_GPUS": "0,1", "SLURM_STEP_GPUS": "1"}, 1),
+        ({"SLURM_GPUS_ON_NODE": "2"}, 2),
+        ({"SLURM_GPUS_ON_NODE": "a100:2,t4:1"}, 3),
+    ],
+)
+def test_of_eight_gpus_those_count_that_may_be_used(box, monkeypatch, environment, wanted):
+    box(8)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert launch.trainings_at_once(1) == wanted
+
+
+def test_a_device_file_that_may_not_be_opened_is_no_gpu(box, monkeypatch):
+    box(3)
+    monkeypatch.setattr(gpus.os, "access", lambda path, mode: path.name == "nvidia1")
+    assert gpus.offer() == (1, str(gpus.DEVICES / "nvidia1"))
 
 
 def test_jobs_find_this_environment_s_fsd(monkeypatch):

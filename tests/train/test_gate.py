@@ -5,14 +5,18 @@ import re
 import shutil
 
 import pytest
+import torch
 from micro import micro, prepare, run
 from tree import tool
 
+from fsd import devices
+from fsd.evaluate import stage as evaluation
 from fsd.experiment import runs
 from fsd.experiment.params import TEACHER
-from fsd.train import gate, parts, run_store, stage
+from fsd.train import gate, parallel, parts, run_store, stage
 
 DATA_KEY = "data"
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -42,19 +46,19 @@ def evaluated(which: runs.Run, ap, *, key="k", evaluated_key="k", plan=None, dat
 
 def refused(loaded) -> str:
     with pytest.raises(ValueError) as caught:
-        gate.check(loaded, run("cwd"), DATA_KEY)
+        gate.check(loaded, run("cwd"), DATA_KEY, CPU)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_a_teacher_that_no_stage_has_evaluated_is_measured_once(monkeypatch):
     asked = []
-    monkeypatch.setattr(gate, "measure", lambda which, loaded: asked.append(which) or 0.3)
+    monkeypatch.setattr(gate, "measure", lambda which, loaded, on: asked.append((which, on)) or 0.3)
     evaluated(run(TEACHER), 0.9, evaluated_key="of the weights before")
     for _ in range(2):
-        gate.check(gated(min_ap=0.3), run("cwd"), DATA_KEY)
+        gate.check(gated(min_ap=0.3), run("cwd"), DATA_KEY, CPU)
         assert "AP 30.0" in refused(gated(min_ap=0.4))
-    assert asked == [run(TEACHER)]
+    assert asked == [(run(TEACHER), CPU)]
     other = gated(min_ap=0.4)
     other.datasets["micro"] = other.datasets["micro"].model_copy(
         update={"evaluate": other.datasets["micro"].evaluate.model_copy(update={"nms_iou": 0.5})}
@@ -62,13 +66,13 @@ def test_a_teacher_that_no_stage_has_evaluated_is_measured_once(monkeypatch):
     refused(other)
     assert len(asked) == 2
     evaluated(run(TEACHER), 0.4)
-    gate.check(gated(min_ap=0.4), run("cwd"), DATA_KEY)
+    gate.check(gated(min_ap=0.4), run("cwd"), DATA_KEY, CPU)
     assert len(asked) == 2
 
 
 def test_min_ap():
     evaluated(run(TEACHER), 0.3)
-    gate.check(gated(min_ap=0.3), run("cwd"), DATA_KEY)  # equal is not below
+    gate.check(gated(min_ap=0.3), run("cwd"), DATA_KEY, CPU)  # equal is not below
     said = refused(gated(min_ap=0.301))
     assert "AP 30.0" in said and "30.1 of min_ap" in said
     assert said.endswith("set datasets.micro.teacher_gate.on_failure in params.yaml to warn")
@@ -77,12 +81,12 @@ def test_min_ap():
 def test_the_best_baseline_counts():
     evaluated(run(TEACHER), 0.2)
     evaluated(run("baseline", 0), 0.1)
-    gate.check(gated(), run("cwd"), DATA_KEY)
+    gate.check(gated(), run("cwd"), DATA_KEY, CPU)
     evaluated(run("baseline", 1), 0.2)
-    gate.check(gated(), run("cwd"), DATA_KEY)  # equal is not below
+    gate.check(gated(), run("cwd"), DATA_KEY, CPU)  # equal is not below
     evaluated(run("baseline", 7), 0.25)
     assert "25.0 of micro/baseline/7" in refused(gated())
-    gate.check(gated(above_baseline=False), run("cwd"), DATA_KEY)
+    gate.check(gated(above_baseline=False), run("cwd"), DATA_KEY, CPU)
     assert "40.0 of min_ap" in refused(gated(min_ap=0.4))
 
 
@@ -96,7 +100,7 @@ def test_only_students_of_this_plan_and_data_that_nobody_taught_count():
     evaluated(run("baseline", 3), 0.5, evaluated_key="of the weights before")
     evaluated(run("baseline", 4), 0.5)
     (run("baseline", 4).folder / "metrics.json").unlink()
-    gate.check(gated(), run("cwd"), DATA_KEY)
+    gate.check(gated(), run("cwd"), DATA_KEY, CPU)
     evaluated(run("baseline", 4), 0.5)
     assert "micro/baseline/4" in refused(gated())
 
@@ -104,17 +108,17 @@ def test_only_students_of_this_plan_and_data_that_nobody_taught_count():
 def test_an_ap_that_does_not_exist_counts_as_none():
     evaluated(run(TEACHER), None)
     evaluated(run("baseline"), None)
-    gate.check(gated(), run("cwd"), DATA_KEY)
+    gate.check(gated(), run("cwd"), DATA_KEY, CPU)
 
 
 def test_warn_prints_and_goes_on_and_off_looks_at_nothing(capsys):
-    gate.check(gated(on_failure="off", min_ap=1.0), run("cwd"), DATA_KEY)
+    gate.check(gated(on_failure="off", min_ap=1.0), run("cwd"), DATA_KEY, CPU)
     assert capsys.readouterr().out == ""
     evaluated(run(TEACHER), 0.2)
-    gate.check(gated(on_failure="warn", min_ap=0.3), run("cwd"), DATA_KEY)
+    gate.check(gated(on_failure="warn", min_ap=0.3), run("cwd"), DATA_KEY, CPU)
     said = capsys.readouterr().out
     assert said.startswith("warning: the teacher of micro has AP 20.0 on test")
-    gate.check(gated(on_failure="warn", min_ap=0.1), run("cwd"), DATA_KEY)
+    gate.check(gated(on_failure="warn", min_ap=0.1), run("cwd"), DATA_KEY, CPU)
     assert capsys.readouterr().out == ""
 
 
@@ -143,6 +147,65 @@ def test_a_training_asks_the_gate_once_and_only_if_it_has_a_trained_teacher(monk
     shutil.rmtree(run("cwd").folder)
     stage.fit(loaded, run("cwd"), "test")  # done is done
     assert (run("cwd").folder / "weights.pt").exists()
+
+
+@pytest.mark.parametrize("fault", [None, OSError("no such file")])
+def test_of_several_processes_one_measures_and_all_stop(monkeypatch, fault):
+    asked, said = [], []
+
+    def measure(which, loaded, on):
+        asked.append(on)
+        if fault:
+            raise fault
+        return 0.3
+
+    def agree(value, here):  # the first process comes first
+        said.extend([value] if here.first else [])
+        return said[-1]
+
+    monkeypatch.setattr(gate, "measure", measure)
+    monkeypatch.setattr(parallel, "agree", agree)
+    errors = []
+    for rank in (0, 1):
+        with pytest.raises((ValueError, OSError)) as caught:
+            gate.check(gated(min_ap=0.4), run("cwd"), DATA_KEY, CPU, parallel.World(rank, 2))
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1] and ("AP 30.0" in errors[0] or fault)
+    assert asked == [CPU]
+    if not fault:
+        for rank in (0, 1):
+            gate.check(gated(min_ap=0.2), run("cwd"), DATA_KEY, CPU, parallel.World(rank, 2))
+
+
+def test_the_gate_and_the_evaluation_measure_on_the_device_that_was_picked(monkeypatch):
+    """The meta device, which computes nothing, stands for it."""
+    train = {"epochs": 1, "warmup_epochs": 0, "no_aug_epochs": 0}
+    loaded = micro(
+        datasets__micro__teacher_gate={"min_ap": 0.0},
+        **{f"datasets__micro__teacher__train__{k}": v for k, v in train.items()},
+        compute={"trainings_per_gpu": 3},
+    )
+    prepare(loaded)
+    stage.fit(loaded, run(TEACHER), "test")
+    order = []
+
+    def picked(note, *, per_device):
+        assert per_device == 3
+        order.append("picked")
+        return torch.device("meta")
+
+    def predicted(model, images, *, device, **settings):
+        order.append(device.type)
+        raise InterruptedError
+
+    monkeypatch.setattr(devices, "pick", picked)
+    monkeypatch.setattr(gate, "predict", predicted)
+    monkeypatch.setattr(evaluation, "predict", predicted)
+    with pytest.raises(InterruptedError):
+        stage.fit(loaded, run("cwd"), "test")
+    with pytest.raises(InterruptedError):
+        evaluation.evaluate(loaded, run(TEACHER))
+    assert order == ["picked", "meta"] * 2
 
 
 def test_snakemake_has_the_teacher_trained_first_and_lets_baselines_go_ahead(copy):

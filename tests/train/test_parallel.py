@@ -7,12 +7,15 @@ import socket
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from places import ROOT
 
 from fsd import distill
+from fsd.experiment import params
 from fsd.models.criterion import Criterion
 from fsd.models.yolox import YOLOX
 from fsd.train import parallel
-from fsd.train.loop import TrainModule
+from fsd.train.loop import TrainModule, pick
 from fsd.train.optim import build_optimizer
 from fsd.types import Targets
 
@@ -101,6 +104,7 @@ def test_srun_s_tasks_find_each_other(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "123456")
     monkeypatch.setenv("SLURM_STEP_NODELIST", "n[1-2]")
     monkeypatch.setattr(parallel, "_first_host", lambda: "n1")
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
     assert parallel._place() == (3, 4)
     assert os.environ["LOCAL_RANK"] == "1"
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("n1", "23456")
@@ -108,3 +112,80 @@ def test_srun_s_tasks_find_each_other(monkeypatch):
     assert parallel._place() == (0, 1)
     for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        ({"SLURM_NTASKS": "4"}, (0, 1)),  # sbatch --ntasks=4, and a script without srun
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_ID": "batch", "SLURM_STEP_NUM_TASKS": "4"}, (0, 1)),
+        ({"SLURM_STEP_ID": "extern", "SLURM_STEP_NUM_TASKS": "4"}, (0, 1)),
+        ({"SLURM_STEP_ID": str(0xFFFFFFFB), "SLURM_STEP_NUM_TASKS": "4"}, (0, 1)),
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_ID": "2", "SLURM_STEP_NUM_TASKS": "4"}, (0, 4)),
+    ],
+)
+def test_an_allocation_for_several_tasks_is_not_several_processes(monkeypatch, environment, wanted):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("LOCAL_RANK", "MASTER_PORT"):  # set below, and so put back afterwards
+        monkeypatch.setenv(name, "0")
+    environment |= {"SLURM_PROCID": "0", "SLURM_JOB_ID": "1", "MASTER_ADDR": "n1"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert parallel._place() == wanted
+
+
+@pytest.mark.parametrize(
+    ("visible", "local_rank", "local_size", "wanted"),
+    [
+        (4, "3", "4", ("nccl", 3)),
+        (1, "3", None, ("nccl", 0)),  # srun --gpus-per-task 1
+        (2, "3", "4", ("gloo", 1)),  # NCCL refuses two processes on one GPU
+        (0, "3", "4", ("gloo", None)),
+    ],
+)
+def test_each_process_has_a_gpu_that_is_there(monkeypatch, visible, local_rank, local_size, wanted):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if local_size:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local_size)
+    current, backends = [None], []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: visible > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(dist, "init_process_group", lambda name, **_: backends.append(name))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    with parallel.world() as here:
+        assert here == (3, 4)
+    assert (*backends, current[-1]) == wanted
+
+
+METHODS = params.load(ROOT / "params.yaml").methods
+
+
+@pytest.mark.parametrize("objects", [True, False])
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_active_distiller_gives_each_of_its_parameters_a_gradient(name, objects):
+    """Else the processes wait for each other: only one that goes inactive is told to be looked after."""
+    torch.manual_seed(0)
+    student = YOLOX(CLASSES, depth=0.33, width=0.125).train()
+    teacher = YOLOX(CLASSES, depth=0.33, width=0.25).eval().requires_grad_(False)
+    method = METHODS[name].model_dump()
+    if method["distill"] == "baseline":
+        return
+    head = distill.load(method["distill"]).site == "head"
+    site = "head" if head else method["site"]
+    which = "neck_channels" if site == "neck" else "stem_channels"
+    distiller = distill.build(method, *(getattr(net, which) for net in (student, teacher)))
+    images, targets = scene(2)
+    if not objects:
+        targets = Targets(torch.zeros_like(targets.boxes), torch.full_like(targets.labels, -1))
+    taught = teacher(images)
+    distiller.bind(teacher)
+    distiller.prepare([pick(taught, site)])
+    module = TrainModule(student, Criterion(CLASSES), distiller, site).train()
+    sum(module(images, targets, taught, False).values()).backward()
+    named = distiller.named_parameters()
+    assert not [key for key, value in named if value.requires_grad and value.grad is None]

@@ -1,5 +1,6 @@
 """Wildcards, and what rules ask about a run."""
 
+
 wildcard_constraints:
     dataset="[a-z0-9_]+",
     method="[a-z0-9_]+",
