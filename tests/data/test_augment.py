@@ -364,19 +364,17 @@ def test_colours_shift_as_in_yolox(hsv):
 # --- both ways of computing -----------------------------------------------------------------------
 
 
-def agree(recipe, split, device="cpu", size=None, *, most, share):
+def agree(recipe, split, size=None, *, most, share):
     drawn = draws(recipe, split, 20)
     images, padded = apply_many(drawn, recipe, split, size)
-    tensors, same = apply_batch(
-        drawn, recipe, torch.from_numpy(split.images).to(device), split, size
-    )
+    tensors, same = apply_batch(drawn, recipe, torch.from_numpy(split.images), split, size)
     assert tensors.dtype == torch.float32 and tensors.is_contiguous(
         memory_format=torch.channels_last
     )
     assert tensors.shape == (20, 3, size or split.input_px, size or split.input_px)
     for a, b in zip(padded, same, strict=True):
-        assert torch.equal(a, b.cpu())
-    tensors = tensors.permute(0, 2, 3, 1).cpu().numpy()
+        assert torch.equal(a, b)
+    tensors = tensors.permute(0, 2, 3, 1).numpy()
     assert (tensors == np.round(tensors)).all() and tensors.min() >= 0 and tensors.max() <= 255
     assert (np.abs(tensors - images) > most).mean() <= share
 
@@ -393,14 +391,6 @@ def test_tensors_agree_with_opencv(size):
     agree(COLOURLESS, split, size=size, most=2, share=0.02)  # seams
     agree(YOLOX, split, size=size, most=3, share=0.02)
     agree(replace(YOLOX, mosaic=0.5, mixup=0.5), split, size=size, most=3, share=0.02)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_tensors_on_the_gpu_agree_with_opencv():
-    split = smooth_split(size=96)
-    agree(YOLOX, split, "cuda", most=3, share=0.02)
-    agree(YOLOX.plain(), split, "cuda", most=1, share=0)
 
 
 def test_image_does_not_depend_on_its_batch():
