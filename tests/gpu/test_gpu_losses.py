@@ -35,8 +35,8 @@ def bench_on(name: str, device: torch.device, dtype: torch.dtype) -> Bench:
 
 
 def found(name: str, device: torch.device, dtype: torch.dtype) -> tuple[dict, list[Tensor]]:
+    bench = bench_on(name, device, dtype)
     with torch.device(device):
-        bench = bench_on(name, device, dtype)
         terms, gradients = bench.terms(), bench.gradients()
     values = {key: value.double().item() for key, value in terms.items()}
     return values, [gradient.double().cpu() for gradient in gradients]
@@ -82,7 +82,7 @@ def test_a_loss_on_large_maps_in_either_layout(name, layout, size, device):
 
     terms, gradients = compute(device, torch.float32)
     exact_terms, exact = compute(CPU, torch.float64)
-    assert terms == pytest.approx(exact_terms, rel=1e-4, abs=1e-9)
+    assert terms == pytest.approx(exact_terms, rel=1e-3, abs=1e-9)
     largest = max(gradient.abs().max() for gradient in exact)
     for ours, theirs in zip(gradients, exact, strict=True):
         assert (ours - theirs).abs().max() <= 1e-3 * theirs.abs().max() + 1e-5 * largest
@@ -121,7 +121,7 @@ def _weights(config: dict) -> list[float]:
 
 def test_cwd_equals_its_plain_formula(device):
     bench = bench_on("cwd", device, torch.float64)
-    config = CONFIG_OF_PLAIN | {"distill": "cwd"}
+    config = {"distill": "cwd", "tau": 1.0, "weight": 1.0, "normalize": True, "form": "feature"}
     distiller = distill.build(
         config, *([m.shape[1] for m in x] for x in (bench.student, bench.teacher))
     )
@@ -132,9 +132,6 @@ def test_cwd_equals_its_plain_formula(device):
     ):
         expected = plain.cwd(distiller.align[index], *both)
         torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
-
-
-CONFIG_OF_PLAIN = {"tau": 1.0, "weight": 1.0, "normalize": True, "form": "feature"}
 
 
 # --- suppression ----------------------------------------------------------------------------------
