@@ -31,15 +31,15 @@ MODULES = ("annotated_types", "faster_coco_eval", "pycocotools", "pydantic", "py
 MODULES += ("typing_extensions", "typing_inspection")
 STAGES = {  # seconds at most: under eight minutes together
     "limits": 20,
-    "suite": 80,
+    "suite": 65,
     "steps": 75,
-    "loop": 70,
+    "loop": 65,
     "bits": 40,
     "loaders": 30,
     "teacher": 80,
     "predict": 25,
-    "shared": 35,
-    "gloo": 20,
+    "shared": 50,
+    "gloo": 25,
 }
 TINY_LIMIT = 900
 CHECK = "import torch; torch.zeros(1, device='cuda').add_(1).item()"
@@ -65,6 +65,7 @@ AIMS = (
 
 def main() -> int:
     args = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the stage too
     out = args.out.resolve()
     (out / "stages").mkdir(parents=True, exist_ok=True)
     environment = _environment(out, args.wheels)

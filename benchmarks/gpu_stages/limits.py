@@ -4,14 +4,24 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
 from gpu_stages.bench import ROOT, Bench
 
-GIB = 2**30
+PARTS = 4  # processes of the suite
+NO_TESTS = 5  # pytest's exit code where nothing was chosen
+
+
+class Seen(NamedTuple):
+    """What the tests have said so far."""
+
+    counts: dict[str, int]
+    failed: list[str]
+    lock: threading.Lock
 
 
 def limits(bench: Bench) -> None:
@@ -61,39 +71,52 @@ def _matrix(bench: Bench) -> None:
 
 
 def suite(bench: Bench) -> None:
-    """`pytest -m gpu`; with tiny, a few of its tests on the CPU."""
+    """`pytest -m gpu` in a few processes at once; with tiny, a few of its tests on the CPU."""
     chosen = ["-m", "gpu"]
     if bench.device.type == "cpu":
         chosen = ["-m", "not gpu", "-k", "cost or nothing_found" if bench.tiny else ""]
-    command = [sys.executable, "-m", "pytest", "tests/gpu", *chosen]
-    command += ["-v", "--tb=short", "--durations=8", "-p", "no:cacheprovider"]
-    # As long as there is time: what has passed by then is told.
-    with subprocess.Popen(
-        command,
+    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests/gpu").glob("test_*.py"))
+    parts = [files] if bench.tiny else [files[first::PARTS] for first in range(PARTS)]
+    seen = Seen(dict.fromkeys(("passed", "failed", "error", "skipped"), 0), [], threading.Lock())
+    started = [_pytest([*part, *chosen]) for part in parts]
+    readers = [threading.Thread(target=_follow, args=(bench, running, seen)) for running in started]
+    for reader in readers:
+        reader.start()
+    for running, reader in zip(started, readers, strict=True):
+        # What has passed when the time is up is told all the same.
+        reader.join(None if bench.tiny else max(0.0, bench.left))
+        if reader.is_alive():
+            running.kill()
+            bench.part("time", lambda: _fail("stopped at the time limit"))
+        running.wait()
+    bench.put(**seen.counts, failures=seen.failed[:20])
+    codes = {running.returncode for running in started}
+    if codes - {0, NO_TESTS} or not seen.counts["passed"]:
+        bench.part("pytest", lambda: _fail(f"it ended with {codes}: see the log of the stage"))
+
+
+def _pytest(words: list[str]) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pytest", *words, "-v", "--tb=short", "--durations=5"]
+    return subprocess.Popen(
+        [*command, "-p", "no:cacheprovider"],
         cwd=ROOT,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    ) as running:
-        _follow(bench, running, lambda: bench.tiny or bench.left > 2)
-    code = running.returncode
-    if code or not bench.figures.get("passed"):
-        bench.part("pytest", lambda: _fail(f"it ended with {code}: see the log of the stage"))
+    )
 
 
-def _follow(bench: Bench, running: subprocess.Popen, goes_on: Callable[[], bool]) -> None:
-    counts = dict.fromkeys(("PASSED", "FAILED", "ERROR", "SKIPPED"), 0)
-    failed: list[str] = []
+def _follow(bench: Bench, running: subprocess.Popen, seen: Seen) -> None:
     for line in running.stdout or ():
-        print(line, end="", flush=True)
-        found = re.match(r"(tests/\S*::.*) (PASSED|FAILED|ERROR|SKIPPED)", line)
-        if found:
-            counts[found[2]] += 1
-            if found[2] in ("FAILED", "ERROR"):
-                failed.append(found[1])
-            bench.figures |= {name.lower(): count for name, count in counts.items()}
-        if not goes_on():
-            running.kill()
-            bench.put(stopped="at its time limit")
-    bench.put(failures=failed[:20])
+        found = re.match(
+            r"(?:(tests/\S*::.*) )?(PASSED|FAILED|ERROR|SKIPPED)\b.*%\]$", line.rstrip()
+        )
+        with seen.lock:
+            print(line, end="", flush=True)
+            if found:
+                name, word = found[1] or "(its output comes between)", found[2].lower()
+                seen.counts[word] += 1
+                if word in ("failed", "error"):
+                    seen.failed.append(name)
+                bench.figures |= seen.counts

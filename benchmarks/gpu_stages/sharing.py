@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import yaml
 
 from fsd import tracking
 from fsd.experiment import params
@@ -116,6 +117,9 @@ def _job(bench: Bench, size: int) -> None:
     folder = bench.work / f"gloo-{name}"
     enter(bench.work, folder)
     write_params(bench.tiny)
+    raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    raw["datasets"]["pair_640"]["student"]["train"]["epochs"] = 1
+    Path("params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     started = [SPAWN.Process(target=_rank, args=(r, size, port, folder)) for r in range(size)]
     for process in started:
         process.start()
