@@ -6,10 +6,13 @@ BIN := $(VENV)/bin
 UV := uv==0.13.9
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo demo-short test test-all test-slurm slurm test-docs test-oldest lint format lock
+.PHONY: help setup demo demo-short test test-all test-gpu test-slurm slurm test-docs test-oldest lint \
+        format lock wheels
 help:
 	@echo "make demo   set up .venv, run the active experiment of params.yaml, print its table"
 	@echo "make test   set up .venv, run the tests (make test-all: the slow ones too; test-slurm, test-oldest)"
+	@echo "make test-gpu  the tests that need a GPU"
+	@echo "make wheels    what a GPU node without a network may lack (docs/cluster.md)"
 	@echo "make setup  set up .venv alone      make lint  check style      make lock  renew versions"
 
 setup: $(BIN)/.installed
@@ -36,6 +39,12 @@ test: setup
 
 test-all: setup
 	python -m pytest -m "not gpu and not slurm"
+
+# What needs a GPU. Without one nothing would be tested, and nothing must not pass.
+test-gpu: setup
+	@python -W ignore -c 'import torch; torch.zeros(1, device="cuda").add_(1).item()' 2>/dev/null || \
+	  { echo "make test-gpu: torch cannot use a GPU here, so there is nothing to test (fsd doctor says why)"; exit 2; }
+	python -m pytest tests/gpu -m gpu
 
 # A node is lost in the middle of a training on a private Slurm (installed where there is none).
 test-slurm: setup slurm
@@ -73,3 +82,17 @@ lock:
 	    --no-emit-index-url --no-header --no-annotate --all-extras pyproject.toml $$name.in \
 	    -o $$name.lock || exit 1; \
 	done
+
+# What a GPU node with torch and the common packages may lack, for benchmarks/gpu.py; versions and hashes
+# as in the lock.
+WHEELS_PYTHON ?= 3.12
+WHEELS := annotated-types|faster-coco-eval|pycocotools|pydantic|pydantic-core|typing-extensions|typing-inspection
+wheels: $(LOCK)
+	@mkdir -p $@
+	@rm -f $@/*.whl
+	@awk '/^[a-z]/ {on = /^($(WHEELS))==/} on' $(LOCK) > $@/requirements.txt
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+	  --python-version $(WHEELS_PYTHON) --implementation cp \
+	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+	  --require-hashes --requirement $@/requirements.txt --dest $@
+	@du -sh $@

@@ -366,19 +366,17 @@ def test_colours_shift_as_in_yolox(hsv):
 # --- both ways of computing -----------------------------------------------------------------------
 
 
-def agree(recipe, split, device="cpu", size=None, *, most, share):
+def agree(recipe, split, size=None, *, most, share):
     drawn = draws(recipe, split, 20)
     images, padded = apply_many(drawn, recipe, split, size)
-    tensors, same = apply_batch(
-        drawn, recipe, torch.from_numpy(split.images).to(device), split, size
-    )
+    tensors, same = apply_batch(drawn, recipe, torch.from_numpy(split.images), split, size)
     assert tensors.dtype == torch.float32 and tensors.is_contiguous(
         memory_format=torch.channels_last
     )
     assert tensors.shape == (20, 3, size or split.input_px, size or split.input_px)
     for a, b in zip(padded, same, strict=True):
-        assert torch.equal(a, b.cpu())
-    tensors = tensors.permute(0, 2, 3, 1).cpu().numpy()
+        assert torch.equal(a, b)
+    tensors = tensors.permute(0, 2, 3, 1).numpy()
     assert (tensors == np.round(tensors)).all() and tensors.min() >= 0 and tensors.max() <= 255
     assert (np.abs(tensors - images) > most).mean() <= share
 
@@ -463,14 +461,6 @@ def test_tensors_take_less_than_half_of_the_plain_form():
             plain_tensors.batch(placement, images)
         assert ours.operations < plain.operations / 2
         assert ours.bytes < plain.bytes / 2
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_tensors_on_the_gpu_agree_with_opencv():
-    split = smooth_split(size=96)
-    agree(YOLOX, split, "cuda", most=3, share=0.02)
-    agree(YOLOX.plain(), split, "cuda", most=1, share=0)
 
 
 def test_image_does_not_depend_on_its_batch():

@@ -472,18 +472,3 @@ def test_evaluation_goes_through_all_images_in_order(split, stored):
             real = batch.targets.labels[row] >= 0
             np.testing.assert_array_equal(batch.targets.boxes[row][real], split.boxes[rows][easy])
             np.testing.assert_array_equal(batch.targets.labels[row][real], split.labels[rows][easy])
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_batches_on_the_gpu_are_those_on_the_cpu(split):
-    expected = list(loader_of(split).epoch(1))
-    for kind in (WorkerLoader, ResidentLoader):
-        batches = list(loader_of(split, kind, device=torch.device("cuda")).epoch(1))
-        for one, other in zip(batches, expected, strict=True):
-            assert one.images.is_cuda and one.targets.boxes.is_cuda
-            assert one.images.is_contiguous(memory_format=torch.channels_last)
-            assert torch.equal(one.targets.boxes.cpu(), other.targets.boxes)
-            assert torch.equal(one.image_ids, other.image_ids)
-            apart = (one.images.cpu() - other.images).abs()
-            assert (apart > 3).float().mean() < 0.05
