@@ -58,7 +58,8 @@ def attention(x: Tensor, temp: float) -> tuple[Tensor, Tensor]:
 def boxes_on_grid(targets: Targets, image_size: tuple[int, int], grid: tuple[int, int]) -> list:
     """Per image, its boxes (x1, y1, x2, y2) in cells as Python floats; padding left out."""
     (height, width), (rows, columns) = image_size, grid
-    scale = torch.tensor([columns / width, rows / height] * 2, dtype=torch.float64)
+    scale = [columns / width, rows / height] * 2
+    scale = torch.tensor(scale, dtype=torch.float64, device=targets.boxes.device)
     boxes = targets.boxes.double() * scale
     return [own[labels >= 0].tolist() for own, labels in zip(boxes, targets.labels, strict=True)]
 
@@ -83,8 +84,8 @@ def released_ring(mask: Tensor, x1: float, y1: float, x2: float, y2: float) -> N
     ca, cb = max(0, left - wide), min(right + wide, columns)
     if rb <= ra or cb <= ca:
         return
-    a = torch.linspace(ra, rb, rb - ra, dtype=mask.dtype)[:, None]
-    b = torch.linspace(ca, cb, cb - ca, dtype=mask.dtype)[None]
+    a = torch.linspace(ra, rb, rb - ra, dtype=mask.dtype, device=mask.device)[:, None]
+    b = torch.linspace(ca, cb, cb - ca, dtype=mask.dtype, device=mask.device)[None]
     bell = (-0.5 * ((a - cx) ** 2 / (cx + 1e-8) ** 2 + (b - cy) ** 2 / (cy + 1e-8) ** 2)).exp()
     window = mask[ra:rb, ca:cb]
     window.copy_(window.maximum(share * bell))

@@ -177,7 +177,7 @@ class _Numbers(torch.autograd.Function):
             mask_t, lse_t, for_masks, channels, positions, *up.stride(), *pulled[1:],
             *up_squares.stride(), KL=found is not None, WEIGHTED=True,
             EPS=0.0 if settings is None else float(settings.eps), PRODUCT=found is None, SUMS=True,
-            CONTEXT=context, CB=cut.CB, PB=cut.PB, num_warps=8, moved=moved * s.element_size(),
+            CONTEXT=context, CB=cut.CB, PB=cut.PB, num_warps=16, moved=moved * s.element_size(),
         )  # fmt: skip
         masks = for_masks.sum((1, 2)).unbind() if context else (None, None)
         return out.unflatten(2, ctx.grid), None, *masks, None, None

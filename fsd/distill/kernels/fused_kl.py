@@ -48,7 +48,7 @@ def rows(
         sums = student.new_empty(2, 2, 2, count)
         launch(
             triton_kl.moments, (count,), student, teacher, weights, sums, channels, positions,
-            WEIGHTED=weighted, BLOCK=block, moved=size * (passes + 4 * each * count),
+            WEIGHTED=weighted, BLOCK=block, num_warps=8, moved=size * (passes + 4 * each * count),
         )  # fmt: skip
     fields = student.new_empty(each, triton_kl.FIELDS, batch, channels)
     factors = 0 if factor is None else 1
@@ -62,7 +62,7 @@ def rows(
         triton_kl.softmaxes, (count,), student, teacher, weights, factor, sums, fields, channels,
         positions, WEIGHTED=weighted, FACTOR=factor is not None, OVER=over, BATCH_NORM=batch_norm,
         TAU=float(tau), EPS=float(eps), BB=max(triton.next_power_of_2(batch), 2), BLOCK=block,
-        moved=size * (passes + again + count * (small + each * triton_kl.FIELDS)),
+        num_warps=8,         moved=size * (passes + again + count * (small + each * triton_kl.FIELDS)),
     )  # fmt: skip
     pulled = fields[:, triton_kl.PULLED.value]
     return Rows(fields, pulled.sum(1, keepdim=True) if over == "batch" else pulled)

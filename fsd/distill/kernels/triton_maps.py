@@ -187,11 +187,11 @@ def student_image(
     for first in range(0, P, BLOCK):
         p = first + tl.arange(0, BLOCK)
         logits = tl.load(by_position_ptr + p, p < P, other=0.0) / C / TEMP
-        own = tl.where(p < P, tl.exp(logits - top) / divisor * P, 0.0)
-        apart = own - tl.load(spatial_ptr + image * P + p, p < P, other=0.0)
-        sign = tl.where(apart > 0, 1.0, tl.where(apart < 0, -1.0, 0.0)).to(own.dtype)
-        distance += tl.sum(tl.abs(apart), 0)
-        along += tl.sum(own * sign, 0)
+        here = tl.where(p < P, tl.exp(logits - top) / divisor * P, 0.0)
+        off = here - tl.load(spatial_ptr + image * P + p, p < P, other=0.0)
+        side = tl.where(off > 0, 1.0, tl.where(off < 0, -1.0, 0.0)).to(here.dtype)
+        distance += tl.sum(tl.abs(off), 0)
+        along += tl.sum(here * side, 0)
         if PRODUCT:
             error = tl.load(weighted_ptr + image * P + p, p < P, other=0.0)
             w = tl.load(weights_ptr + image * P + p, p < P, other=0.0)
@@ -201,11 +201,11 @@ def student_image(
     for first in range(0, P, BLOCK):
         p = first + tl.arange(0, BLOCK)
         logits = tl.load(by_position_ptr + p, p < P, other=0.0) / C / TEMP
-        own = tl.exp(logits - top) / divisor * P
-        apart = own - tl.load(spatial_ptr + image * P + p, p < P, other=0.0)
-        sign = tl.where(apart > 0, 1.0, tl.where(apart < 0, -1.0, 0.0)).to(own.dtype)
-        slope = own * (sign - along / P) / C / TEMP
-        tl.store(for_position_ptr + image * P + p, slope, p < P)
+        here = tl.exp(logits - top) / divisor * P
+        off = here - tl.load(spatial_ptr + image * P + p, p < P, other=0.0)
+        side = tl.where(off > 0, 1.0, tl.where(off < 0, -1.0, 0.0)).to(here.dtype)
+        along_p = here * (side - along / P) / C / TEMP
+        tl.store(for_position_ptr + image * P + p, along_p, p < P)
     if not PRODUCT:
         value = tl.load(values_ptr + image * C + c, c < C, other=0.0)
         foreground = tl.sum(value, 0)
