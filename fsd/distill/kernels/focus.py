@@ -69,7 +69,7 @@ def focal_terms(
 def _fused(
     parts: "FocalLevel", student: Tensor, teacher: Tensor, scene: Scene, rule: MaskRule, plan: Plan
 ) -> tuple[Tensor, ...]:
-    from fsd.distill.kernels import fused_focal  # needs Triton
+    from fsd.distill.kernels import fused_branch, fused_focal  # need Triton
 
     aligned, grid = parts.align(student), tuple(teacher.shape[2:])
     if teacher.dtype == torch.float32 and rule.ring != "image":
@@ -84,7 +84,9 @@ def _fused(
         weights = mask_s.weight.flatten(), mask_t.weight.flatten()
         of = fused_focal.numbers(aligned, teacher, weights, foreground, plan)
         contexts = of.context_s, of.context_t
-    return fused_focal.terms(of, parts.branches(*contexts), grid, plan).unbind()
+    branches = parts.channel_add_conv_s, parts.channel_add_conv_t
+    added = tuple(map(fused_branch.branch, branches, contexts))
+    return fused_focal.terms(of, added, grid, plan).unbind()
 
 
 class FocalLevel(nn.Module):
@@ -124,10 +126,6 @@ class FocalLevel(nn.Module):
         else:
             context_s = self._student_context(student, mask.weight.flatten())
             context_t = attention.context(teacher, self.conv_mask_t.weight.flatten())
-        return self.branches(context_s, context_t)
-
-    def branches(self, context_s: Tensor, context_t: Tensor) -> tuple[Tensor, Tensor]:
-        """The same from the contexts [B, C_t]."""
         added_s = self.channel_add_conv_s(context_s[..., None, None])
         added_t = self.channel_add_conv_t(context_t[..., None, None])
         return added_s.flatten(1), added_t.flatten(1)
