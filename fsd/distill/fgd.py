@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from fsd.distill.base import Distiller, Scene, not_negative, positive
-from fsd.distill.kernels import attention
-from fsd.distill.kernels.focus import FocalLevel
-from fsd.distill.kernels.masks import background, box_cells, filled
+from fsd.distill.kernels import attention, masks
+from fsd.distill.kernels.focus import FocalLevel, focal_terms
+from fsd.distill.kernels.settings import MaskRule, Plan
+
+MASKS = MaskRule("none", inclusive=True, clip=False)
 
 
 class FGD(Distiller):
@@ -40,7 +42,12 @@ class FGD(Distiller):
     def level(
         self, index: int, student: Tensor, teacher: Tensor, scene: Scene
     ) -> dict[str, Tensor]:
-        parts = self.levels[index]
+        plan = Plan(None, self.temp, True, self.weights)
+        return focal_terms(self.levels[index], student, teacher, scene, MASKS, plan, self._plain)
+
+    def _plain(
+        self, parts: FocalLevel, student: Tensor, teacher: Tensor, scene: Scene
+    ) -> dict[str, Tensor]:
         aligned = parts.align(student)
         added = parts.added(student, aligned, teacher)
         focus = spatial, channel = attention.attention(teacher, self.temp)
@@ -59,6 +66,4 @@ class FGD(Distiller):
 
 def box_masks(scene: Scene, like: Tensor) -> tuple[Tensor, Tensor]:
     """Foreground and background masks [B, H, W] for a map [B, C, H, W]."""
-    cells = box_cells(scene, tuple(like.shape[2:]), like.dtype, clip=False)
-    foreground = filled(cells, inclusive=True)
-    return foreground, background(foreground)
+    return masks.masks(scene, like, MASKS)

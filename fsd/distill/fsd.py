@@ -6,18 +6,14 @@ an ablation is an entry of params.yaml with another number.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from fsd.distill.base import Distiller, Scene, not_negative, positive
 from fsd.distill.kernels import attention
-from fsd.distill.kernels.focus import FocalLevel, focused_kl
-from fsd.distill.kernels.kl import Over, Settings
-from fsd.distill.kernels.masks import background, box_cells, box_ring, filled, released_ring
-
-Ring = Literal["none", "released", "box", "image"]
+from fsd.distill.kernels import masks as box_mask
+from fsd.distill.kernels.focus import FocalLevel, focal_terms, focused_kl
+from fsd.distill.kernels.settings import MaskRule, Over, Plan, Ring, Settings
 
 
 class FSD(Distiller):
@@ -61,7 +57,13 @@ class FSD(Distiller):
     def level(
         self, index: int, student: Tensor, teacher: Tensor, scene: Scene
     ) -> dict[str, Tensor]:
-        parts = self.levels[index]
+        plan = Plan(self.settings, self.temp, self.teacher_attention, self.weights)
+        rule = mask_rule(self.ring)
+        return focal_terms(self.levels[index], student, teacher, scene, rule, plan, self._plain)
+
+    def _plain(
+        self, parts: FocalLevel, student: Tensor, teacher: Tensor, scene: Scene
+    ) -> dict[str, Tensor]:
         aligned = parts.align(student)
         added = parts.added(student, aligned, teacher)
         focus = attention.attention(teacher, self.temp)
@@ -81,13 +83,9 @@ class FSD(Distiller):
 
 def box_masks(scene: Scene, like: Tensor, ring: Ring) -> tuple[Tensor, Tensor]:
     """Foreground and background masks [B, H, W] for a map [B, C, H, W]."""
-    if ring == "image":
-        everywhere = torch.ones_like(like[:, 0])
-        return everywhere, torch.zeros_like(everywhere)
-    cells = box_cells(scene, tuple(like.shape[2:]), like.dtype, clip=True)
-    foreground = filled(cells, inclusive=False)
-    if ring == "box":
-        foreground = foreground.maximum(box_ring(cells))
-    elif ring == "released":
-        foreground = foreground.maximum(released_ring(cells))
-    return foreground, background(foreground)
+    return box_mask.masks(scene, like, mask_rule(ring))
+
+
+def mask_rule(ring: Ring) -> MaskRule:
+    """A box covers the cells it overlaps, and is cut at the image."""
+    return MaskRule(ring, inclusive=False, clip=True)

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from fsd.distill.base import Distiller, Scene, not_negative, positive
-from fsd.distill.kernels import attention
-from fsd.distill.kernels.focus import FocalLevel, focused_kl
-from fsd.distill.kernels.kl import Settings
-from fsd.distill.kernels.masks import background, box_cells, filled, released_ring
+from fsd.distill.kernels import attention, masks
+from fsd.distill.kernels.focus import FocalLevel, focal_terms, focused_kl
+from fsd.distill.kernels.settings import MaskRule, Plan, Settings
 
 SETTINGS = Settings(over="batch", tau=1.0, eps=1e-5)
+MASKS = MaskRule("released", inclusive=True, clip=False)
 
 
 class FSDRelease(Distiller):
@@ -60,6 +60,24 @@ def released_terms(
     weights: tuple[float, float],
 ) -> dict[str, Tensor]:
     """The four terms of a level, as both released files have them; weights: attention, relation."""
+    plan = Plan(SETTINGS, temp, True, (1.0, 1.0, *weights))
+
+    def plain(
+        parts: FocalLevel, student: Tensor, teacher: Tensor, scene: Scene
+    ) -> dict[str, Tensor]:
+        return _plain(parts, student, teacher, scene, temp, weights)
+
+    return focal_terms(parts, student, teacher, scene, MASKS, plan, plain)
+
+
+def _plain(
+    parts: FocalLevel,
+    student: Tensor,
+    teacher: Tensor,
+    scene: Scene,
+    temp: float,
+    weights: tuple[float, float],
+) -> dict[str, Tensor]:
     aligned = parts.align(student)
     added = parts.added(student, aligned, teacher)
     focus = attention.attention(teacher, temp)
@@ -75,6 +93,4 @@ def released_terms(
 
 def released_masks(scene: Scene, like: Tensor) -> tuple[Tensor, Tensor]:
     """Foreground and background masks [B, H, W] of the release, for a map [B, C, H, W]."""
-    cells = box_cells(scene, tuple(like.shape[2:]), like.dtype, clip=False)
-    foreground = released_ring(cells).maximum(filled(cells, inclusive=True))
-    return foreground, background(foreground)
+    return masks.masks(scene, like, MASKS)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from fsd.distill.base import Distiller, Scene, alignment, not_negative, positive
-from fsd.distill.kernels.kl import Settings, divergence
+from fsd.distill.kernels.kl import divergence
+from fsd.distill.kernels.settings import Settings
 
 
 class NormCWD(Distiller):

@@ -58,8 +58,9 @@ def attention(x: Tensor, temp: float) -> tuple[Tensor, Tensor]:
 def boxes_on_grid(targets: Targets, image_size: tuple[int, int], grid: tuple[int, int]) -> list:
     """Per image, its boxes (x1, y1, x2, y2) in cells as Python floats; padding left out."""
     (height, width), (rows, columns) = image_size, grid
-    scale = torch.tensor([columns / width, rows / height] * 2, dtype=torch.float64)
-    boxes = targets.boxes.cpu().double() * scale
+    scale = [columns / width, rows / height] * 2
+    scale = torch.tensor(scale, dtype=torch.float64, device=targets.boxes.device)
+    boxes = targets.boxes.double() * scale
     return [own[labels >= 0].tolist() for own, labels in zip(boxes, targets.labels, strict=True)]
 
 

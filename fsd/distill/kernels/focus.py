@@ -1,13 +1,17 @@
 """What FGD and the three FSD files share: parameters of a level, masked KL, global relation."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fsd.distill.base import Alignment, alignment
-from fsd.distill.kernels import attention
+from fsd.distill.base import Alignment, Scene, alignment
+from fsd.distill.kernels import attention, masks
 from fsd.distill.kernels.attention import Attention, Statistics
-from fsd.distill.kernels.kl import Settings, visit
+from fsd.distill.kernels.fused import either, usable
+from fsd.distill.kernels.kl import visit
+from fsd.distill.kernels.settings import MaskRule, Plan, Settings
 
 
 def focused_kl(
@@ -30,6 +34,59 @@ def focused_kl(
     rows = student.shape[0] * student.shape[1]
     fg, bg = (divergence / rows for divergence in sums.divergences)
     return fg, bg, sums
+
+
+Plain = Callable[["FocalLevel", Tensor, Tensor, Scene], dict[str, Tensor]]
+
+
+def focal_terms(
+    parts: "FocalLevel",
+    student: Tensor,
+    teacher: Tensor,
+    scene: Scene,
+    rule: MaskRule,
+    plan: Plan,
+    plain: Plain,
+) -> dict[str, Tensor]:
+    """The four weighted terms of a level, of maps before alignment: by `plain`, or fused on a GPU."""
+    if not usable(student, teacher):
+        return plain(parts, student, teacher, scene)
+
+    def here(x: Tensor) -> Scene:
+        return scene._replace(boxes=scene.boxes[: len(x)], labels=scene.labels[: len(x)])
+
+    names = "fg", "bg", "attention", "relation"
+    found = either(
+        (plan, rule, parts.deep_mask),
+        lambda s, t: _fused(parts, s, t, here(s), rule, plan),
+        lambda s, t: [plain(parts, s, t, here(s))[name] for name in names],
+        student,
+        teacher,
+    )
+    return dict(zip(names, found, strict=True))
+
+
+def _fused(
+    parts: "FocalLevel", student: Tensor, teacher: Tensor, scene: Scene, rule: MaskRule, plan: Plan
+) -> tuple[Tensor, ...]:
+    from fsd.distill.kernels import fused_branch, fused_focal  # need Triton
+
+    aligned, grid = parts.align(student), tuple(teacher.shape[2:])
+    if teacher.dtype == torch.float32 and rule.ring != "image":
+        foreground = fused_focal.foreground(scene, grid, *rule)
+    else:
+        foreground = masks.foreground(scene, grid, teacher.dtype, rule).flatten(1)
+    mask_s, mask_t = getattr(parts, "conv_mask_s", parts.conv_mask_t), parts.conv_mask_t
+    if parts.deep_mask:
+        contexts = _deep_context(aligned, mask_s), _deep_context(teacher, mask_t)
+        of = fused_focal.numbers(aligned, teacher, None, foreground, plan)
+    else:
+        weights = mask_s.weight.flatten(), mask_t.weight.flatten()
+        of = fused_focal.numbers(aligned, teacher, weights, foreground, plan)
+        contexts = of.context_s, of.context_t
+    branches = parts.channel_add_conv_s, parts.channel_add_conv_t
+    added = tuple(map(fused_branch.branch, branches, contexts))
+    return fused_focal.terms(of, added, grid, plan).unbind()
 
 
 class FocalLevel(nn.Module):

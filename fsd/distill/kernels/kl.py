@@ -3,27 +3,18 @@
 Written out plainly the formula makes some fifty passes over maps of a hundred megabytes, and on a CPU
 each of them waits for memory. Here the channels are taken a few at a time, all passes over one group
 happen while it is in the cache, and the gradient is formed in the same visit. The plain formula is
-in tests/plain_losses.py, which the tests hold this against.
+in tests/helpers/plain_losses.py, which the tests hold this against. On a GPU, see fused.py.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fsd.distill.kernels.fused import either, usable
 from fsd.distill.kernels.groups import over_groups
-
-Over = Literal["batch", "image", "none"]
-
-
-class Settings(NamedTuple):
-    """What happens to a map [B, C, H, W] before its softmax over the positions."""
-
-    over: Over = "batch"  # standardise each channel over batch and positions, over positions, not
-    tau: float = 1.0  # the softmax is of x / tau
-    eps: float = 0.0  # added to the probabilities inside the logarithms
-    batch_norm: bool = False  # n divisor and eps 1e-5 under the root, not n - 1 and 1e-6 beside it
+from fsd.distill.kernels.settings import Settings
 
 
 class Visited(NamedTuple):
@@ -45,7 +36,18 @@ def divergence(student: Tensor, teacher: Tensor, settings: Settings) -> Tensor:
 
     student, teacher [B, C, H, W]. The gradient goes to the student alone.
     """
-    return _Divergence.apply(student, teacher.detach(), settings)
+    teacher = teacher.detach()
+    if not usable(student, teacher):
+        return _Divergence.apply(student, teacher, settings)
+    from fsd.distill.kernels import fused_kl  # needs Triton
+
+    return either(
+        settings,
+        lambda s, t: (fused_kl.divergence(s, t, settings),),
+        lambda s, t: (_Divergence.apply(s, t, settings),),
+        student,
+        teacher,
+    )[0]
 
 
 class _Divergence(torch.autograd.Function):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fsd.distill.base import Scene
+from fsd.distill.kernels.settings import MaskRule
 
 
 class Cells(NamedTuple):
@@ -26,6 +27,23 @@ class Cells(NamedTuple):
     box_height: Tensor  # [B, M] not rounded
     box_width: Tensor
     grid: tuple[int, int]  # H, W
+
+
+def masks(scene: Scene, like: Tensor, rule: MaskRule) -> tuple[Tensor, Tensor]:
+    """Foreground and background masks [B, H, W] for a map [B, C, H, W]."""
+    inside = foreground(scene, tuple(like.shape[2:]), like.dtype, rule)
+    return inside, background(inside)
+
+
+def foreground(scene: Scene, grid: tuple[int, int], dtype: torch.dtype, rule: MaskRule) -> Tensor:
+    """[B, H, W]: what covers a cell most: 1 / cells of a box, or less in a box's ring; else 0."""
+    if rule.ring == "image":
+        return scene.boxes.new_ones(len(scene.boxes), *grid, dtype=dtype)
+    cells = box_cells(scene, grid, dtype, rule.clip)
+    inside = filled(cells, rule.inclusive)
+    if rule.ring == "box":
+        return inside.maximum(box_ring(cells))
+    return inside.maximum(released_ring(cells)) if rule.ring == "released" else inside
 
 
 def box_cells(scene: Scene, grid: tuple[int, int], dtype: torch.dtype, clip: bool) -> Cells:
