@@ -13,6 +13,7 @@ from places import ROOT
 
 from fsd import devices
 from fsd.cli import main, stages
+from fsd.deploy import compare, detector
 from fsd.experiment import gpus, params, provenance, runs
 from fsd.experiment.schema import Compute
 from fsd.train import parts as train_parts
@@ -210,6 +211,28 @@ def test_the_driver_s_version_is_asked_of_nvidia_smi_where_no_file_tells(monkeyp
     assert devices.driver() == "535.104.05"
 
 
+def untrained(loaded: params.Params) -> Path:
+    """A baseline's weights.pt with its initial weights."""
+    plan = runs.resolve(loaded, run("baseline"))
+    student = train_parts.build(plan).module.student
+    run("baseline").folder.mkdir(parents=True)
+    path = run("baseline").folder / "weights.pt"
+    torch.save({"model": student.state_dict(), "meta": {key: plan[key] for key in META}}, path)
+    return path
+
+
+@pytest.mark.parametrize("use", [detector.load, compare.measure])
+def test_predict_and_cost_pick_a_device(monkeypatch, tmp_path, use):
+    def picked():
+        raise InterruptedError
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(devices, "pick", picked)
+    path = untrained(micro())
+    with pytest.raises(InterruptedError):
+        use(path)
+
+
 @pytest.mark.parametrize("stage", ["train", "teacher", "evaluate"])
 def test_the_stages_end_with_that_sentence_and_exit_code_2(
     machine, monkeypatch, tmp_path, capsys, stage
@@ -223,11 +246,7 @@ def test_the_stages_end_with_that_sentence_and_exit_code_2(
     monkeypatch.setattr(stages, "load_params", lambda: loaded)
     words = ["--method", "baseline", "--seed", "0"] if stage != "teacher" else []
     if stage == "evaluate":
-        parts = train_parts.build(runs.resolve(loaded, run("baseline")))
-        run("baseline").folder.mkdir(parents=True)
-        meta = {k: runs.resolve(loaded, run("baseline"))[k] for k in META}
-        state = {"model": parts.module.student.state_dict(), "meta": meta}
-        torch.save(state, run("baseline").folder / "weights.pt")
+        untrained(loaded)
     monkeypatch.setattr("sys.argv", ["fsd", stage, "--dataset", "micro", *words])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -165,6 +165,7 @@ def test_of_several_processes_one_measures_and_all_stop(monkeypatch, fault):
 
     monkeypatch.setattr(gate, "measure", measure)
     monkeypatch.setattr(parallel, "agree", agree)
+    evaluated(run(TEACHER), 0.9, evaluated_key="of the weights before")
     errors = []
     for rank in (0, 1):
         with pytest.raises((ValueError, OSError)) as caught:

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from micro import micro, prepare, run
 from places import ROOT
 
 from fsd import distill
 from fsd.experiment import params
 from fsd.models.criterion import Criterion
 from fsd.models.yolox import YOLOX
-from fsd.train import parallel
+from fsd.train import parallel, stage
 from fsd.train.loop import TrainModule, pick
 from fsd.train.optim import build_optimizer
 from fsd.types import Targets
@@ -189,3 +190,27 @@ def test_every_active_distiller_gives_each_of_its_parameters_a_gradient(name, ob
     sum(module(images, targets, taught, False).values()).backward()
     named = distiller.named_parameters()
     assert not [key for key, value in named if value.requires_grad and value.grad is None]
+
+
+def test_only_a_distiller_that_goes_inactive_is_looked_after(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stage.tracking, "_off", ["tests"])
+    train = {"epochs": 4, "warmup_epochs": 0, "no_aug_epochs": 0}
+    changes = {f"datasets__micro__student__train__{k}": v for k, v in train.items()}
+    names = ("baseline", "cwd", "norm_cwd")
+    for name in names[1:]:
+        changes[f"methods__{name}_r"] = METHODS[name].model_dump() | {"teacher": "random"}
+    changes["methods__norm_cwd_r"]["stop_fraction"] = 0.5
+    loaded = micro(**changes)
+    prepare(loaded)
+    found = []
+
+    def wrapped(module, here, *, unused):
+        found.append(unused)
+        raise InterruptedError
+
+    monkeypatch.setattr(parallel, "wrap", wrapped)
+    for name in ("baseline", "cwd_r", "norm_cwd_r"):
+        with pytest.raises(InterruptedError):
+            stage.fit(loaded, run(name), "test")
+    assert found == [False, False, True]

@@ -9,19 +9,20 @@ from pathlib import Path
 
 import pytest
 from micro import micro, prepare, run
-from places import HELPERS
+from places import HELPERS, ROOT
 
 from fsd.experiment.params import TEACHER
 from fsd.train import stage
 
-TESTS = HELPERS
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from micro import micro, run
-from fsd.train import guards, stage
+from fsd.train import checkpoint, guards, stage
+if os.environ["RANK"] == "1":  # as on a node to which no file has come yet
+    checkpoint.load = None
 stage.tracking._off.append("tests")
 if sys.argv[1] != "lives" and os.environ["RANK"] == "1":
     def dying(*arguments):  # the other one goes on to the next epoch and waits there for this one
@@ -36,7 +37,7 @@ stage.fit(micro(), run("mimic"), "test")
 
 def start(folder: Path, how: str) -> subprocess.Popen:
     (folder / "script.py").write_text(SCRIPT)
-    environment = dict(os.environ, PYTHONPATH=f"{TESTS}:{TESTS.parent}", OMP_NUM_THREADS="1")
+    environment = dict(os.environ, PYTHONPATH=f"{HELPERS}:{ROOT}", OMP_NUM_THREADS="1")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "script.py", how]
     return subprocess.Popen(
@@ -81,6 +82,21 @@ def test_two_processes_write_one_run(place):
     # The first epoch agrees up to rounding; batch norm over so few cells blows that up later on.
     assert together[0] == pytest.approx(alone[0], rel=1e-3)
     assert len(together) == len(alone) == 4
+
+
+def test_the_first_process_alone_reads_the_state_that_all_continue_from(place, monkeypatch):
+    def stopped(module, run, epoch):
+        if epoch == 1:
+            raise ArithmeticError("enough")
+
+    with monkeypatch.context() as patch, pytest.raises(ArithmeticError, match="enough"):
+        patch.setattr(stage.guards, "weights", stopped)
+        stage.fit(micro(), run("mimic"), "test")
+    job = start(place, "lives")
+    said = job.communicate(timeout=120)[0]
+    assert job.returncode == 0, said
+    assert said.count("continues after epoch 1 of 4") == 1
+    assert len(losses(place)) == 4
 
 
 @pytest.mark.parametrize(
