@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fsd.models.inputs import Normalise
+from fsd.models.precision import ieee_float32
 from fsd.models.weights import load_weights
 from fsd.models.yolox import SIZES, YOLOX
 
@@ -28,8 +29,10 @@ def build_normalise(recipe: Mapping[str, Any]) -> Normalise:
 def load_detector(path: Path) -> tuple[nn.Sequential, dict[str, Any]]:
     """A detector from raw BGR pixels to Outputs, and what its weights file says of itself.
 
-    The description holds run, data (classes, input_px), network and recipe, as in params.yaml.
+    The description holds run, data (classes, input_px), network and recipe, as in params.yaml. What
+    is measured with it is measured in float32, so that is IEEE's in this process from now on.
     """
+    ieee_float32()
     if not path.is_file():
         raise FileNotFoundError(f"no weights file at {path}")
     try:
