@@ -1,13 +1,11 @@
-"""The train stage: from a plan to weights, through a store that survives anything (store.py)."""
+"""The train stage: from a plan to weights, through a store that survives anything (run_store.py)."""
 
-import json
 import statistics
 import time
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from fsd import files, tracking
 from fsd.console import clock, console, progress
@@ -19,12 +17,14 @@ from fsd.experiment import provenance
 from fsd.experiment.params import Params
 from fsd.experiment.runs import Run, resolve
 from fsd.files import to_json, write_atomically
-from fsd.models.yolox import for_inference
+from fsd.models import precision
+from fsd.models.yolox import YOLOX, Trunk, for_inference, up_to
 from fsd.train import checkpoint, compiled, controls, devices, gate, guards, parallel, run_store
 from fsd.train.loop import TrainModule, pick, train_epoch
 from fsd.train.optim import Ema, build_optimizer
 from fsd.train.parallel import World
-from fsd.train.parts import Parts, build, needs_teacher
+from fsd.train.parts import build, needs_teacher
+from fsd.train.saver import Saver, saving, write_log
 from fsd.train.validate import DATA, validate
 
 
@@ -59,24 +59,30 @@ def fit(params: Params, run: Run, command: str) -> None:
                 console.print(f"{run.name}: already trained ({place.key}), nothing to do")
                 place.state.unlink(missing_ok=True)  # left where a process died after `done`
             else:
-                with run_store.failure_noted(place, run) if here.first else nullcontext():
+                with (
+                    run_store.failure_noted(place, run) if here.first else nullcontext(),
+                    guards.memory(run, params.compute, plan["network"]["train"]["batch_size"]),
+                    saving(place) if here.first else nullcontext() as saver,
+                ):
                     if teacher:
                         gate.check(params, run, facts["key"])
-                    _train(job, here)
+                    _train(job, here, saver)
             if here.first:
                 run_store.export(place, run)
 
 
-def _train(job: Job, here: World) -> None:
+def _train(job: Job, here: World, saver: Saver | None) -> None:
     params, run, plan, place = job.params, job.run, job.plan, job.place
     compute = params.compute
+    precision.ieee_float32()
+    precision.choose_algorithms(deterministic=compute.deterministic)
     on = devices.pick(console.print, per_device=compute.trainings_per_gpu)
     train = plan["network"]["train"]
     dtype = devices.autocast_dtype(train["precision"], on)
-    parts = build(plan)
-    module = parallel.synchronised(parts.module, here).to(on, memory_format=torch.channels_last)
+    module, network, normalise, notes = build(plan)
+    module = parallel.synchronised(module, here).to(on, memory_format=torch.channels_last)
     module.criterion.reduce = parallel.mean_over_processes(here)
-    normalise = parts.normalise.to(on)
+    normalise = normalise.to(on)
     optimizer = build_optimizer(
         module, lr=train["lr"], momentum=train["momentum"], weight_decay=train["weight_decay"]
     )
@@ -98,20 +104,25 @@ def _train(job: Job, here: World) -> None:
     whole = loader if here.size == 1 else _loader(plan, run, on, World(), compute.trainings_per_gpu)
     tracker = tracking.Tracker(params, run, plan, place.key) if here.first else None
     try:
-        teacher = _teacher(parts, plan, whole, on, dtype)
+        teacher = None
+        if network is not None:
+            controls.prepare(network.to(on), plan, normalise, whole)
+            teacher = _teacher(network, module, dtype)
+            del network  # nobody needs it beside the folded one
         if state["epoch"] == 0 and teacher is not None:
             _prepare_distiller(module, teacher, normalise, whole)
         # Compiled last: what comes before meets the teacher once, and other modes would make more graphs.
         teacher = compiled.compiled(teacher, compute.compile_teacher, console.print)
         if whole is not loader:
             whole.close()
+        del whole  # it may hold all images in the device's memory
         if tracker:
             tracker.watch()
         unused = any(p.requires_grad for p in module.distiller.parameters())
         step = parallel.wrap(module, here, unused=unused)
         for epoch in range(state["epoch"], train["epochs"]):
             label = f"{run.name} epoch {epoch + 1}/{train['epochs']}"
-            with progress(label) as update, guards.memory(run, train["batch_size"]):
+            with progress(label) as update:
                 line = train_epoch(
                     module,
                     teacher,
@@ -129,11 +140,12 @@ def _train(job: Job, here: World) -> None:
             segment["compute"]["compile_teacher"] = compiled.used(teacher)
             guards.weights(module, run, epoch)
             guards.explosion(log, line, run)
+            was_best = best
             if here.first and _due(train, epoch):
                 best = _validated(job, line, best, epoch, ema.model, normalise, on)
             log.append(line)
             console.print(_line(label, line, _time_left(log, train["epochs"])))
-            if here.first:
+            if saver:
                 state = {
                     "epoch": epoch + 1,
                     "student": module.student.state_dict(),
@@ -144,23 +156,25 @@ def _train(job: Job, here: World) -> None:
                     "segments": segments,
                     "best": best,
                 }
-                checkpoint.save(state, place.state)
-                _write_log(place, log)
-                tracker.log(log)
+                ends = epoch + 1 == train["epochs"]
+                took = saver.keep(state, now=ends or best is not was_best)
+                if took is not None:
+                    line["save_s"] = took
+                    tracker.log(log)  # no further than the state: what comes again is not there yet
+    except Exception:
+        if tracker:
+            tracker.log(log)  # up to where it failed
+        raise
     finally:
         loader.close()
     if here.first:
         # Again: a process that died between the last epoch's state and its line left a shorter log.
-        _write_log(place, log)
+        write_log(place, log)
         tracker.log(log)
         chosen = best or {"epoch": train["epochs"], "model": ema.model.state_dict()}
         coupled = bool(module.distiller.couples_batch)
-        _finish(job, parts.notes, chosen, segments, log, dtype, coupled)
+        _finish(job, notes, chosen, segments, log, dtype, coupled)
         tracker.finish()
-
-
-def _write_log(place: run_store.Store, log: list[dict[str, Any]]) -> None:
-    write_atomically(place.log, "".join(json.dumps(entry) + "\n" for entry in log))
 
 
 def _loader(
@@ -186,16 +200,11 @@ def _training_split(plan: dict[str, Any], run: Run) -> Split:
     return loaders.without_difficult(split)
 
 
-def _teacher(
-    parts: Parts, plan: dict[str, Any], loader: loaders.Loader, on: torch.device, dtype
-) -> nn.Module | None:
-    """The teacher as it computes, known to the distiller."""
-    if parts.teacher is None:
-        return None
-    controls.prepare(parts.teacher.to(on), plan, parts.normalise, loader)
-    teacher = for_inference(parts.teacher, dtype=dtype).to(on)
-    parts.module.distiller.bind(teacher)
-    return teacher
+def _teacher(network: YOLOX, module: TrainModule, dtype: torch.dtype | None) -> Trunk | YOLOX:
+    """The network as it teaches: folded, known to the distiller, computed as far as that looks."""
+    folded = for_inference(network, dtype=dtype)
+    module.distiller.bind(folded)
+    return up_to(folded, module.site)
 
 
 def _prepare_distiller(module: TrainModule, teacher, normalise, loader: loaders.Loader) -> None:
