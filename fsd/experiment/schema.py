@@ -184,7 +184,8 @@ class Train(Strict):
     no_aug_epochs: Annotated[int, Field(ge=0)]  # closing phase: no mosaic or mixup, L1 term on
     min_lr_ratio: Probability  # lr of the closing phase, as a share of lr
     ema_decay: Probability  # times 1 - exp(-update / 2000)
-    precision: Literal["auto", "bf16", "fp32"]  # auto: bf16 where the processor has it
+    # auto: bf16 where the processor has it. fp32 is IEEE's float32, on a GPU too: no TF32.
+    precision: Literal["auto", "bf16", "fp32"]
     validate_every: Annotated[int, Field(ge=0)]  # epochs between AP on val; 0: never
     # Which epoch's weights are kept; best_test is what some papers do: optimistic, and marked so.
     select: Literal["last", "best_val", "best_test"]
@@ -298,6 +299,8 @@ class Compute(Strict):
     # graph per input size; graphs: those kernels replayed as one CUDA graph per input size.
     compile_teacher: Literal["off", "kernels", "graphs"] = "off"
     trainings_per_gpu: Count = 1  # how many share a GPU before it counts as taken
+    # On a GPU, only those of cuDNN's algorithms that give the same bits at every repetition.
+    deterministic: bool = False
 
 
 class Experiment(Strict):

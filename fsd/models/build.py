@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from fsd.models.inputs import Normalise
+from fsd.models.precision import ieee_float32
 from fsd.models.weights import load_state, read_content
 from fsd.models.yolox import SIZES, YOLOX
 
@@ -28,10 +29,12 @@ def build_normalise(recipe: Mapping[str, Any]) -> Normalise:
 def load_detector(path: Path, expected: str | None = None) -> tuple[nn.Sequential, dict[str, Any]]:
     """A detector from raw BGR pixels to Outputs, and what its weights file says of itself.
 
-    The description holds run, data (classes, input_px), network and recipe, as in params.yaml.
+    The description holds run, data (classes, input_px), network and recipe, as in params.yaml. What is
+    measured with it is measured in float32, so that is IEEE's in this process from now on.
     expected: the file's sha256, where a record tells it. Raises FileNotFoundError, and ValueError for a
     file that is damaged, another one than expected, or no weights.pt of this project.
     """
+    ieee_float32()
     content = read_content(path, expected)
     try:
         meta = content["meta"]

@@ -4,7 +4,7 @@ Equal to the official repository in module names, initialisation and numbers.
 """
 
 import copy
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from fsd.models.darknet import ConvBlock
 from fsd.models.head import STRIDES, Head, decode, make_points
 from fsd.models.pafpn import PAFPN
-from fsd.types import Outputs
+from fsd.types import Outputs, Pyramid
 
 
 class Size(NamedTuple):
@@ -59,18 +59,49 @@ class YOLOX(nn.Module):
 
     def forward(self, images: Tensor) -> Outputs:
         """Raises ValueError where a side is not a positive multiple of the largest stride."""
-        height, width = images.shape[-2:]
-        if not height or not width or height % STRIDES[-1] or width % STRIDES[-1]:
-            raise ValueError(
-                f"an image of {width}x{height} pixels does not fit the detector: make both sides "
-                f"multiples of {STRIDES[-1]}"
-            )
-        neck = self.backbone(images.to(self.backbone.backbone.stem.conv.conv.weight.dtype))
+        neck = _neck(self.backbone, images)
         stems, cls_branch, reg_branch, box_deltas, obj_logits, cls_logits = self.head(neck)
         points = make_points(neck)
         boxes = decode(points, box_deltas)
         predictions = box_deltas, obj_logits, cls_logits, boxes
         return Outputs(neck, stems, points, *predictions, cls_branch, reg_branch)
+
+
+class Trunk(nn.Module):
+    """A detector that ends at its neck or at its head's stems: the rest of the head, a quarter of
+    YOLOX-L's operations, is not computed.
+
+    Images [B, 3, H, W] to a Pyramid, the one of that name in the whole detector's Outputs, value by
+    value. Its layers are those of `network`, not copies.
+    """
+
+    def __init__(self, network: YOLOX, site: Literal["neck", "stems"]):
+        super().__init__()
+        self.backbone = network.backbone
+        self.stems = network.head.stems if site == "stems" else None
+
+    def forward(self, images: Tensor) -> Pyramid:
+        """Raises ValueError as the whole detector does."""
+        neck = _neck(self.backbone, images)
+        if self.stems is None:
+            return neck
+        return Pyramid(*(stem(x) for stem, x in zip(self.stems, neck, strict=True)))
+
+
+def up_to(network: YOLOX, site: Literal["neck", "stems", "head"]) -> Trunk | YOLOX:
+    """What of a detector has to be computed for that site; at "head" it is all of it, Outputs included."""
+    return network if site == "head" else Trunk(network, site)
+
+
+def _neck(backbone: PAFPN, images: Tensor) -> Pyramid:
+    """In the weights' precision; ValueError where a side is not a multiple of the largest stride."""
+    height, width = images.shape[-2:]
+    if not height or not width or height % STRIDES[-1] or width % STRIDES[-1]:
+        raise ValueError(
+            f"an image of {width}x{height} pixels does not fit the detector: make both sides "
+            f"multiples of {STRIDES[-1]}"
+        )
+    return backbone(images.to(backbone.backbone.stem.conv.conv.weight.dtype))
 
 
 def for_inference(model: YOLOX, *, dtype: torch.dtype | None = None) -> YOLOX:

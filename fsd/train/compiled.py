@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fsd.types import Outputs
+from fsd.types import Outputs, Pyramid
 
 MOST_SIZES = 64  # graphs of one network; torch stops at 8 by itself
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -20,7 +20,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class Compiled(nn.Module):
-    """Stands for a frozen `network`: forward(images [B, 3, H, W]) gives its Outputs, without gradient.
+    """Stands for a frozen `network`, a detector or a Trunk: forward(images [B, 3, H, W]) gives what it
+    gives, without gradient.
 
     how: "kernels" or "graphs", as in params.yaml; "off" once the compiler has failed, which is told to
     `note` in one line. Batches of another length than the first one go through the network as it is,
@@ -41,8 +42,8 @@ class Compiled(nn.Module):
         self._call = torch.compile(network.forward, dynamic=False, fullgraph=True, **OPTIONS[how])
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Outputs:
-        """The network's outputs for images [B, 3, H, W]."""
+    def forward(self, images: Tensor) -> Outputs | Pyramid:
+        """What the network gives for images [B, 3, H, W]."""
         self._length = self._length or len(images)
         if self.how == "off" or len(images) != self._length:
             return self.network(images)

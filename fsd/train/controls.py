@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fsd.data.loaders import Loader
-from fsd.types import Outputs
+from fsd.types import Outputs, Pyramid
 
 CALIBRATION_BATCHES = 20
 
@@ -40,22 +40,28 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     network.eval()
 
 
-def of_another_image(outputs: Outputs) -> Outputs:
-    """The teacher's outputs, where each image has those of the image before it in the batch.
+def of_another_image(outputs: Outputs | Pyramid) -> Outputs | Pyramid:
+    """The teacher's outputs, or its maps at one site, where each image has those of the image before
+    it in the batch.
 
     ValueError where there is one image.
     """
-    if len(outputs.boxes) < 2:
+    maps = outputs.neck if isinstance(outputs, Outputs) else outputs
+    if len(maps[0]) < 2:
         raise ValueError(
             "a shuffled teacher teaches an image what it sees in another one of the batch, and "
             "there is none: raise batch_size to 2 or more (per process)"
         )
 
-    def moved(x: Tensor) -> Tensor:
-        return torch.cat((x[-1:], x[:-1]))
+    def moved(part: Tensor | Pyramid) -> Tensor | Pyramid:
+        if isinstance(part, Pyramid):
+            return Pyramid(*map(moved, part))
+        return torch.cat((part[-1:], part[:-1]))
 
+    if not isinstance(outputs, Outputs):
+        return moved(outputs)
     parts = {
-        name: type(part)(*map(moved, part)) if isinstance(part, tuple) else moved(part)
+        name: moved(part)
         for name, part in outputs._asdict().items()
         if name != "points" and part is not None
     }

@@ -10,7 +10,7 @@ from fsd.experiment import code, records, sources
 from fsd.experiment.params import Params
 from fsd.experiment.runs import Run, key, resolve
 from fsd.files import DamagedError, digest, read_record
-from fsd.train import run_store
+from fsd.train import checkpoint, run_store
 from fsd.train.parts import needs_teacher
 from fsd.train.validate import DATA
 
@@ -71,7 +71,7 @@ def _state(run: Run, plan: dict[str, Any], place: run_store.Store) -> tuple[str,
             return "failed", str(error)
         if said["key"] == place.key:
             return "failed", f"{said['when']}, after {through} of {epochs} epochs: {said['error']}"
-    if place.state.exists():
+    if place.state.exists() or checkpoint.earlier(place.state).exists():
         return "interrupted", f"{through} of {epochs} epochs are done; training it again continues"
     return "planned", f"train it: `fsd train {records.arguments(run)}`"
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fsd.experiment.runs import Run
+from fsd.experiment.schema import Compute
 
 EXPLODED = 10.0  # an epoch's mean loss over the smallest one before it
 
@@ -19,25 +20,50 @@ class ExplodedError(ArithmeticError):
     """The loss grew past all that a training recovers from."""
 
 
+# What torch, CUDA and its libraries say where an allocation fails without an OutOfMemoryError.
+CPU_FULL = "can't allocate memory"
+GPU_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+
+
 @contextmanager
-def memory(run: Run, batch_size: int) -> Iterator[None]:
-    """ValueError with a batch to try where a step needs more memory than there is."""
+def memory(run: Run, compute: Compute, batch_size: int | None = None) -> Iterator[None]:
+    """ValueError with the ways out where the run needs more memory than there is, whatever it does.
+
+    batch_size: of a training; None where none is trained.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise _too_large(run, batch_size, "GPU") from error
+        raise _too_large(run, compute, batch_size, "GPU") from error
+    except MemoryError as error:
+        raise _too_large(run, compute, batch_size, "main") from error
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # of torch's allocator on a CPU
+        if any(text in str(error) for text in GPU_FULL):
+            raise _too_large(run, compute, batch_size, "GPU") from error
+        if CPU_FULL not in str(error):
             raise
-        raise _too_large(run, batch_size, "main") from error
+        raise _too_large(run, compute, batch_size, "main") from error
 
 
-def _too_large(run: Run, batch_size: int, which: str) -> ValueError:
-    try_this = max(1, batch_size // 2)
-    return ValueError(
-        f"{run.name} does not fit into {which} memory with batch_size {batch_size}: try "
-        f"{try_this} (with lr in proportion), or a smaller input_px"
+def _too_large(run: Run, compute: Compute, batch_size: int | None, which: str) -> ValueError:
+    """First what leaves the run as it is: a smaller batch gives the results of another one."""
+    ways = ["end other processes that use it"]
+    if which == "GPU" and batch_size:
+        if compute.trainings_per_gpu > 1:
+            ways.append(f"lower compute.trainings_per_gpu (it is {compute.trainings_per_gpu})")
+        if compute.compile_teacher != "off":
+            ways.append("set compute.compile_teacher to off")
+        ways.append("share the batch among several GPUs (docs/cluster.md)")
+    text = (
+        f"{run.name} does not fit into the {which} memory that is free: {', or '.join(ways)}; the "
+        "run stays what it is"
     )
+    if batch_size:
+        text += (
+            f", while a batch_size below {batch_size} or a smaller input_px makes another one of it, "
+            "whose results must not stand beside those of the present one"
+        )
+    return ValueError(text)
 
 
 def weights(module: nn.Module, run: Run, epoch: int) -> None:

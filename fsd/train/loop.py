@@ -20,7 +20,7 @@ from fsd.train import parallel
 from fsd.train.controls import of_another_image
 from fsd.train.optim import Ema, learning_rate
 from fsd.train.parallel import World
-from fsd.types import Batch, Features, Outputs, Targets
+from fsd.types import Batch, Features, Outputs, Pyramid, Targets
 
 NOTE_EVERY = 20  # steps between looks at the loss; on a GPU what is shown is one look old
 ALONE = World()
@@ -30,9 +30,13 @@ class NotFiniteError(ArithmeticError):
     """A loss term became NaN or infinite; the last epoch's state is intact."""
 
 
-def pick(outputs: Outputs, site: str) -> Features | Outputs:
-    """What a distiller with that site looks at: 'stems', 'neck', or all outputs ('head')."""
-    return outputs if site == "head" else getattr(outputs, site)
+def pick(outputs: Outputs | Pyramid, site: str) -> Features | Outputs:
+    """What a distiller with that site looks at: 'stems', 'neck', or all outputs ('head').
+
+    A network that ends at the site (models.yolox.Trunk) gives just that already.
+    """
+    whole = isinstance(outputs, Outputs) and site != "head"
+    return getattr(outputs, site) if whole else outputs
 
 
 class _SameLayout(torch.autograd.Function):
@@ -69,9 +73,10 @@ def branch(outputs: Outputs, site: str) -> Features | Outputs:
 class TrainModule(nn.Module):
     """Everything with gradients: student, detection losses, distiller and its adapters.
 
-    forward(images [B, 3, H, W], targets, teacher's outputs or None, l1, share) gives the weighted
-    terms; the loss is their sum. share: see parallel.share; 1 for a single process. The teacher
-    stays outside: it has no gradient and is in no checkpoint.
+    forward(images [B, 3, H, W], targets, what the teacher gives or None, l1, share) gives the
+    weighted terms; the loss is their sum. The teacher's part may be its maps at the site alone.
+    share: see parallel.share; 1 for a single process. The teacher stays outside: it has no gradient
+    and is in no checkpoint.
     """
 
     def __init__(self, student: nn.Module, criterion: Criterion, distiller: Distiller, site: str):
@@ -85,7 +90,7 @@ class TrainModule(nn.Module):
         self,
         images: Tensor,
         targets: Targets,
-        teacher: Outputs | None,
+        teacher: Outputs | Pyramid | None,
         l1: bool,
         share: float = 1.0,
     ) -> dict[str, Tensor]:

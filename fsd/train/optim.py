@@ -50,14 +50,21 @@ class Ema:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.base = base
         self.updates = 0
-        self._own = _floats(self.model)
+        self._own = _places(self.model)
+        self._followed: nn.Module | None = None
+        self._theirs: list[Place] = []
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Moves the average towards `model`, a module of the same structure."""
+        """Moves the average towards `model`, a module of the same structure.
+
+        Its tensors may move and take other values between two updates; its modules stay.
+        """
+        if model is not self._followed:
+            self._followed, self._theirs = model, _places(model)
         self.updates += 1
         weight = 1 - ema_decay(self.updates, self.base)
-        torch._foreach_lerp_(self._own, _floats(model), weight)
+        torch._foreach_lerp_(_tensors(self._own), _tensors(self._theirs), weight)
 
     def state_dict(self) -> dict:
         """Weights under "model", the number of updates under "updates"."""
@@ -69,8 +76,28 @@ class Ema:
         self.updates = state["updates"]
 
 
-def _floats(model: nn.Module) -> list[Tensor]:
-    return [x for x in model.state_dict().values() if x.is_floating_point()]
+Place = tuple[dict[str, Tensor | None], str]  # a module's own dictionary, and a name in it
+
+
+def _places(model: nn.Module) -> list[Place]:
+    """Where the float tensors of the model's state stand.
+
+    Places rather than tensors, as `to` puts new tensors there; and listed once, as a state_dict at
+    every step took longer than the update itself.
+    """
+    return [
+        (held, name)
+        for module in model.modules()
+        for held in (module._parameters, module._buffers)
+        for name, x in held.items()
+        if x is not None
+        and x.is_floating_point()
+        and name not in module._non_persistent_buffers_set
+    ]
+
+
+def _tensors(places: list[Place]) -> list[Tensor]:
+    return [held[name] for held, name in places]
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:

@@ -14,7 +14,7 @@ from fsd.models.criterion import Criterion
 from fsd.models.inputs import Normalise
 from fsd.models.weights import load_weights
 from fsd.models.yolox import YOLOX
-from fsd.train.loop import TrainModule, pick
+from fsd.train.loop import TrainModule
 
 FOLDED = (
     "batch norms folded: these weights come from an export, and most of what they had learned is lost at "
@@ -82,10 +82,6 @@ def needs_teacher(plan: dict[str, Any]) -> bool:
     return distill.load(entry["distill"]).needs_teacher
 
 
-def _channels(network: YOLOX, site: str) -> list[int]:
-    """Widths of the maps at the site, from a dry forward pass."""
-    training = network.training
-    with torch.no_grad():
-        outputs = network.eval()(torch.zeros(1, 3, 64, 64))
-    network.train(training)
-    return [f.shape[1] for f in pick(outputs, "stems" if site == "head" else site)]
+def _channels(network: YOLOX, site: str) -> tuple[int, int, int]:
+    """Widths of the maps at the site; those of the stems for methods of the head."""
+    return network.neck_channels if site == "neck" else network.stem_channels

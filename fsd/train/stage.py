@@ -1,13 +1,11 @@
-"""The train stage: from a plan to weights, through a store that survives anything (store.py)."""
+"""The train stage: from a plan to weights, through a store that survives anything (run_store.py)."""
 
-import json
 import statistics
 import time
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from fsd import devices, files, tracking
 from fsd.console import clock, console, progress
@@ -18,14 +16,16 @@ from fsd.data.store import content, manifest, open_split
 from fsd.experiment import code, provenance, records
 from fsd.experiment.params import Params
 from fsd.experiment.runs import Run, resolve, teacher_run
-from fsd.files import write_atomically, write_record
+from fsd.files import write_record
+from fsd.models import precision
 from fsd.models.weights import SEAL, fingerprint
-from fsd.models.yolox import for_inference
+from fsd.models.yolox import YOLOX, Trunk, for_inference, up_to
 from fsd.train import checkpoint, compiled, controls, gate, guards, parallel, room, run_store
 from fsd.train.loop import TrainModule, pick, train_epoch
 from fsd.train.optim import Ema, build_optimizer
 from fsd.train.parallel import World
-from fsd.train.parts import Parts, build, distiller, needs_teacher
+from fsd.train.parts import build, distiller, needs_teacher
+from fsd.train.saver import Saver, saving, write_log
 from fsd.train.validate import DATA, validate
 
 
@@ -58,33 +58,45 @@ def fit(params: Params, run: Run, command: str) -> None:
         with held:
             if parallel.agree(here.first and run_store.adopt(place, run), here):
                 console.print(f"{run.name}: already trained ({place.key}), nothing to do")
-                place.state.unlink(missing_ok=True)  # left where a process died after `done`
+                checkpoint.drop(place.state)  # left where a process died after `done`
             else:
-                with run_store.failure_noted(place, run) if here.first else nullcontext():
+                with (
+                    run_store.failure_noted(place, run) if here.first else nullcontext(),
+                    guards.memory(run, params.compute, plan["network"]["train"]["batch_size"]),
+                    saving(place) if here.first else nullcontext() as saver,
+                ):
                     on = devices.pick(console.print, per_device=params.compute.trainings_per_gpu)
                     if teacher:
                         gate.check(params, run, facts["key"], on, here)
-                    room.with_fallback(lambda kind: _train(job, here, on, kind), console.print)
+                    room.with_fallback(
+                        lambda kind: _train(job, here, on, saver, kind), console.print
+                    )
             if here.first:
                 run_store.export(place, run)
 
 
-def _train(job: Job, here: World, on: torch.device, loader_kind: str | None = None) -> None:
+def _train(
+    job: Job, here: World, on: torch.device, saver: Saver | None, loader_kind: str | None = None
+) -> None:
     params, run, plan, place = job.params, job.run, job.plan, job.place
     compute = params.compute
+    if saver:
+        saver.flush()  # what a first try that met its memory's end has come to
+    precision.ieee_float32()
+    precision.choose_algorithms(deterministic=compute.deterministic)
     train = plan["network"]["train"]
     dtype = devices.autocast_dtype(train["precision"], on)
-    parts = build(plan)
-    module = parallel.synchronised(parts.module, here).to(on, memory_format=torch.channels_last)
+    module, network, normalise, notes = build(plan)
+    module = parallel.synchronised(module, here).to(on, memory_format=torch.channels_last)
     module.criterion.reduce = parallel.mean_over_processes(here)
-    normalise = parts.normalise.to(on)
+    normalise = normalise.to(on)
     optimizer = build_optimizer(
         module, lr=train["lr"], momentum=train["momentum"], weight_decay=train["weight_decay"]
     )
     ema = Ema(module.student, base=train["ema_decay"])
     state: dict[str, Any] = {"epoch": 0, "log": [], "segments": [], "best": None}
     # One process reads: on another node the file system may still show an older state.
-    if kept := parallel.by_first(lambda: _kept(place), here):
+    if kept := parallel.by_first(lambda: checkpoint.last_good(place.state, console.print), here):
         state = kept
         module.student.load_state_dict(state["student"])
         module.distiller.load_state_dict(state["distiller"])
@@ -107,12 +119,16 @@ def _train(job: Job, here: World, on: torch.device, loader_kind: str | None = No
     whole = loader.whole()
     tracker = tracking.Tracker(params, run, plan, place.key) if here.first else None
     try:
-        teacher = _teacher(parts, plan, whole, on, dtype)
+        teacher = None
+        if network is not None:
+            controls.prepare(network.to(on), plan, normalise, whole)
+            teacher = _teacher(network, module, dtype)
+            del network  # nobody needs it beside the folded one
         if state["epoch"] == 0 and teacher is not None:
             _prepare_distiller(module, teacher, normalise, whole)
         # Compiled last: what comes before meets the teacher once, and other modes would make more graphs.
         teacher = compiled.compiled(teacher, compute.compile_teacher, console.print)
-        del whole
+        del whole  # it may hold all images in the device's memory
         if tracker:
             tracker.watch()
         active = (
@@ -122,11 +138,7 @@ def _train(job: Job, here: World, on: torch.device, loader_kind: str | None = No
         step = parallel.wrap(module, here, unused=unused)
         for epoch in range(state["epoch"], train["epochs"]):
             label = f"{run.name} epoch {epoch + 1}/{train['epochs']}"
-            with (
-                progress(label) as update,
-                guards.memory(run, train["batch_size"]),
-                room.crowding(loader, here),
-            ):
+            with progress(label) as update, room.crowding(loader, here):
                 line = train_epoch(
                     module,
                     teacher,
@@ -144,11 +156,12 @@ def _train(job: Job, here: World, on: torch.device, loader_kind: str | None = No
             segment["compute"]["compile_teacher"] = compiled.used(teacher)
             guards.weights(module, run, epoch)
             guards.explosion(log, line, run)
+            was_best = best
             if here.first and _due(train, epoch):
                 best = _validated(job, line, best, epoch, ema.model, normalise, on)
             log.append(line)
             console.print(_line(label, line, _time_left(log, train["epochs"])))
-            if here.first:
+            if saver:
                 state = {
                     "epoch": epoch + 1,
                     "student": module.student.state_dict(),
@@ -159,18 +172,24 @@ def _train(job: Job, here: World, on: torch.device, loader_kind: str | None = No
                     "segments": segments,
                     "best": best,
                 }
-                checkpoint.save(state, place.state)
-                _write_log(place, log)
-                tracker.log(log)
+                ends = epoch + 1 == train["epochs"]
+                took = saver.keep(state, now=ends or best is not was_best)
+                if took is not None:
+                    line["save_s"] = took
+                    tracker.log(log)  # no further than the state: what comes again is not there yet
+    except Exception:
+        if tracker:
+            tracker.log(log)  # up to where it failed
+        raise
     finally:
         loader.close()
     if here.first:
         # Again: a process that died between the last epoch's state and its line left a shorter log.
-        _write_log(place, log)
+        write_log(place, log)
         tracker.log(log)
         chosen = best or {"epoch": train["epochs"], "model": ema.model.state_dict()}
         coupled = bool(module.distiller.couples_batch)
-        _finish(job, parts.notes, chosen, segments, log, dtype, coupled)
+        _finish(job, notes, chosen, segments, log, dtype, coupled)
         tracker.finish()
 
 
@@ -185,14 +204,6 @@ def _same_teacher(job: Job, before: list[dict[str, Any]]) -> str | None:
             f"or delete {job.place.folder} to begin anew"
         )
     return digest
-
-
-def _kept(place: run_store.Store) -> dict[str, Any] | None:
-    return checkpoint.load(place.state) if place.state.exists() else None
-
-
-def _write_log(place: run_store.Store, log: list[dict[str, Any]]) -> None:
-    write_atomically(place.log, "".join(json.dumps(entry) + "\n" for entry in log))
 
 
 def _loader(
@@ -227,16 +238,11 @@ def _training_split(plan: dict[str, Any], run: Run) -> Split:
     return loaders.without_difficult(split)
 
 
-def _teacher(
-    parts: Parts, plan: dict[str, Any], loader: loaders.Loader, on: torch.device, dtype
-) -> nn.Module | None:
-    """The teacher as it computes, known to the distiller."""
-    if parts.teacher is None:
-        return None
-    controls.prepare(parts.teacher.to(on), plan, parts.normalise, loader)
-    teacher = for_inference(parts.teacher, dtype=dtype).to(on)
-    parts.module.distiller.bind(teacher)
-    return teacher
+def _teacher(network: YOLOX, module: TrainModule, dtype: torch.dtype | None) -> Trunk | YOLOX:
+    """The network as it teaches: folded, known to the distiller, computed as far as that looks."""
+    folded = for_inference(network, dtype=dtype)
+    module.distiller.bind(folded)
+    return up_to(folded, module.site)
 
 
 def _prepare_distiller(module: TrainModule, teacher, normalise, loader: loaders.Loader) -> None:
@@ -320,4 +326,4 @@ def _finish(
     }
     write_record(place.provenance, record)
     place.done.touch()
-    place.state.unlink(missing_ok=True)
+    checkpoint.drop(place.state)

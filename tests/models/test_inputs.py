@@ -41,7 +41,9 @@ def test_a_weights_file_brings_its_detector_back(tmp_path):
     meta = {key: plan[key] for key in ("run", "data", "network", "recipe")}
     path = tmp_path / "weights.pt"
     torch.save({"model": network.state_dict(), "meta": meta}, path)
+    torch.backends.cudnn.allow_tf32 = True  # as torch starts
     model, described = load_detector(path)
+    assert torch.backends.cudnn.conv.fp32_precision == "ieee"
     assert described["data"]["classes"] == ["fall", "no_fall"]
     images = torch.rand(1, 3, 64, 64) * 255
     with torch.no_grad():

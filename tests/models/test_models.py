@@ -14,7 +14,7 @@ from torch import nn
 from fsd.models.head import decode, encode, make_points
 from fsd.models.postprocess import postprocess, suppress
 from fsd.models.weights import load_weights
-from fsd.models.yolox import SIZES, YOLOX, for_inference
+from fsd.models.yolox import SIZES, YOLOX, for_inference, up_to
 from fsd.types import Pyramid
 
 TINY = {"depth": 0.33, "width": 0.125}  # the smallest network with every kind of layer
@@ -132,6 +132,50 @@ def test_inference_copy_gives_the_same(depthwise):
     assert not any(p.requires_grad for p in fused.parameters())
     for name, x in model.state_dict().items():
         torch.testing.assert_close(x, before[name], rtol=0, atol=0)
+
+
+# What ends at a site
+
+
+def convolutions(model: nn.Module, left_out: tuple[str, ...] = ()) -> int:
+    """Multiply-adds of one image, by hooks on the layers whose names begin with none of those."""
+    counts, hooks = [], []
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d) and not name.startswith(left_out):
+            hooks.append(
+                layer.register_forward_hook(
+                    lambda m, _, out: counts.append(out[0].numel() * m.weight[0].numel())
+                )
+            )
+    with torch.no_grad():
+        model(pixels(1, 64, 64))
+    for hook in hooks:
+        hook.remove()
+    return sum(counts)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("depthwise", [False, True])
+@pytest.mark.parametrize("site", ["neck", "stems"])
+def test_a_trunk_gives_the_maps_of_the_whole_detector_and_computes_nothing_after(
+    site, depthwise, dtype
+):
+    model = for_inference(tiny(depthwise=depthwise), dtype=dtype)
+    trunk, images = up_to(model, site), pixels(2, 64, 96)
+    with torch.no_grad():
+        found, expected = trunk(images), getattr(model(images), site)
+    assert type(found) is Pyramid
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    after = ("head.cls_", "head.reg_", "head.obj_", *(["head.stems"] if site == "neck" else []))
+    assert convolutions(trunk) == convolutions(model, after) < convolutions(model)
+    assert {id(p) for p in trunk.parameters()} < {id(p) for p in model.parameters()}
+    with pytest.raises(ValueError, match="multiples of 32"):
+        trunk(torch.zeros(1, 3, 64, 65))
+
+
+def test_up_to_the_head_is_the_whole_detector():
+    model = tiny()
+    assert up_to(model, "head") is model
 
 
 # Points and boxes

@@ -12,8 +12,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._pytree import tree_leaves
 
 from fsd.experiment.params import TEACHER
+from fsd.experiment.schema import Compute
 from fsd.models.darknet import CSPLayer, Focus
-from fsd.models.yolox import YOLOX, for_inference
+from fsd.models.yolox import YOLOX, for_inference, up_to
 from fsd.train import checkpoint, compiled, stage
 
 
@@ -56,8 +57,9 @@ def silent(line: str) -> None:
     raise AssertionError(f"nothing should be said, but: {line}")
 
 
-def test_the_numbers_are_the_same_and_there_is_one_graph_per_size(graphs):
-    network = detector()
+@pytest.mark.parametrize("site", ["stems", "head"])
+def test_the_numbers_are_the_same_and_there_is_one_graph_per_size(graphs, site):
+    network = up_to(detector(), site)
     teacher = compiled.compiled(network, "kernels", silent)
     for side in (32, 64, 32, 64):
         pixels = images(2, side)
@@ -208,7 +210,7 @@ def test_a_whole_run_with_a_compiled_teacher_is_the_same_run(place, monkeypatch,
         torch.compiler, "cudagraph_mark_step_begin", lambda: steps.append(backend.calls)
     )
     key, weights, segment = trained(method, "off")
-    assert segment == {"compile_teacher": "off", "trainings_per_gpu": 1}
+    assert segment == Compute().model_dump()
     assert backend.graphs == 0 and not steps
     again, compiled_weights, segment = trained(method, "graphs")
     assert segment["compile_teacher"] == "graphs"

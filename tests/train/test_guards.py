@@ -10,6 +10,7 @@ from tiny_splits import build_split
 
 from fsd.evaluate.detections import Found
 from fsd.experiment.params import TEACHER
+from fsd.experiment.schema import Compute
 from fsd.train import guards, loop, run_store, stage, validate
 
 
@@ -44,17 +45,54 @@ def test_weights_that_are_no_numbers_are_named():
     ("error", "which"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "GPU"),
+        (RuntimeError("CUDA error: out of memory"), "GPU"),  # as a context is made
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "GPU"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "main"),
+        (MemoryError("Unable to allocate 9. GiB for an array"), "main"),
     ],
 )
-def test_too_large_a_batch_says_which_to_try(error, which):
+def test_too_little_memory_says_first_what_leaves_the_run_as_it_is(error, which):
+    def said(compute: Compute, batch_size: int | None = 16) -> str:
+        with pytest.raises(ValueError) as caught, guards.memory(run("cwd"), compute, batch_size):
+            raise error
+        return str(caught.value)
+
+    text = said(Compute())
+    assert text.startswith(
+        f"micro/cwd/0 does not fit into the {which} memory that is free: end other"
+    )
+    same, _, other = text.partition("the run stays what it is")
+    assert "batch_size" not in same and "a batch_size below 16" in other
+    assert "another" in other and "must not stand beside" in other
+    assert "trainings_per_gpu" not in text and "compile_teacher" not in text
+    shared = said(Compute(trainings_per_gpu=3, compile_teacher="graphs"))
+    for way in ("lower compute.trainings_per_gpu (it is 3)", "compile_teacher to off"):
+        assert (way in shared) == (which == "GPU")
+    measured = said(Compute(), None)
+    assert "batch" not in measured and measured.endswith("the run stays what it is")
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
     with (
-        pytest.raises(ValueError, match=f"{which} memory with batch_size 16: try 8"),
-        guards.memory(run("cwd"), 16),
+        pytest.raises(RuntimeError, match="something else"),
+        guards.memory(run("cwd"), Compute(), 16),
     ):
-        raise error
-    with pytest.raises(RuntimeError, match="something else"), guards.memory(run("cwd"), 16):
         raise RuntimeError("something else")
+
+
+@pytest.mark.parametrize("where", ["build", "Ema", "_loader", "train_epoch", "validate"])
+def test_too_little_memory_is_said_wherever_a_training_meets_it(place, monkeypatch, where):
+    loaded = micro(datasets__micro__teacher__train__validate_every=1)
+    prepare(loaded)
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(stage, where, full)
+    with pytest.raises(ValueError, match="does not fit into the GPU memory"):
+        stage.fit(loaded, run(TEACHER), "test")
+    note = json.loads((run(TEACHER).folder / "failed.json").read_text(encoding="utf-8"))
+    assert "does not fit into the GPU memory" in note["error"]
 
 
 def scene():

@@ -129,3 +129,32 @@ def test_a_state_continues_under_its_own_teacher_alone(tree, monkeypatch):
     write_record(run(TEACHER).folder / "provenance.json", made)
     with pytest.raises(ValueError, match="began with other weights of its teacher"):
         stage.fit(micro(), run("cwd"), "test")
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_state_is_put_aside_and_the_one_before_it_used(tree, monkeypatch, capsys, damage):
+    shutil.rmtree(store_of(run("cwd")))
+    reference = torch.load(run("cwd").folder / "weights.pt", weights_only=True)["model"]
+    shutil.rmtree(run("cwd").folder)
+    monkeypatch.setattr("fsd.train.saver.EVERY_S", 0.0)
+    real = stage.train_epoch
+
+    def dying(*arguments, **named):
+        if arguments[7] == 2:
+            raise RuntimeError("stopped")
+        return real(*arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, "train_epoch", dying)
+        with pytest.raises(RuntimeError):
+            stage.fit(micro(), run("cwd"), "test")
+    (state,) = run_store.STORES.glob("*/last.pt")
+    {"flip": flip, "cut": lambda p: os.truncate(p, 900), "empty": lambda p: os.truncate(p, 0)}[
+        damage
+    ](state)
+    stage.fit(micro(), run("cwd"), "test")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "last.pt is damaged" in said and "continues after epoch 1 of" in said
+    after = torch.load(run("cwd").folder / "weights.pt", weights_only=True)["model"]
+    assert all(torch.equal(after[name], value) for name, value in reference.items())
+    assert not list(state.parent.glob("*last.pt"))

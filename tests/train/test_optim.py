@@ -93,6 +93,71 @@ def test_ema_continues_from_its_state():
         assert torch.equal(x, second.state_dict()["model"][name])
 
 
+def by_state_dict(own: nn.Module, model: nn.Module, weight: float) -> None:
+    """The update as written out over whole states."""
+    with torch.no_grad():
+        pairs = zip(own.state_dict().values(), model.state_dict().values(), strict=True)
+        for mine, theirs in pairs:
+            if mine.is_floating_point():
+                mine.lerp_(theirs, weight)
+
+
+def moved(model: nn.Module) -> None:
+    """As an optimiser's step and batch norms would."""
+    with torch.no_grad():
+        for x in model.state_dict().values():
+            x.copy_(torch.randn(x.shape) if x.is_floating_point() else x + 1)
+
+
+class Odd(nn.Module):
+    """What a detector need not have: buffers that are in no state, and absent ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.detector = network(0)
+        self.free = nn.Parameter(torch.randn(3))
+        self.register_buffer("scratch", torch.full((2,), 7.0), persistent=False)
+        self.register_buffer("absent", None)
+
+
+def test_ema_is_bit_equal_to_one_over_whole_states_whatever_is_done_to_the_model():
+    model = Odd()
+    ema, plain = Ema(model, base=0.9), copy.deepcopy(model)
+    # Replaced and moved after the average was made, as synchronised batch norms and layouts are.
+    model.detector.backbone.lateral_conv0.bn = nn.BatchNorm2d(64, eps=1e-3)
+    changes = [
+        lambda: None,
+        lambda: model.load_state_dict(Odd().state_dict()),
+        lambda: model.to(memory_format=torch.channels_last),
+        lambda: model.double().float(),  # other tensors, as on another device
+        lambda: ema.load_state_dict(copy.deepcopy(ema.state_dict())),
+        lambda: ema.model.double().float(),
+    ]
+    for update, change in enumerate(changes, 1):
+        change()
+        moved(model)
+        ema.update(model)
+        by_state_dict(plain, model, 1 - ema_decay(update, 0.9))
+        for name, x in plain.state_dict().items():
+            if x.is_floating_point():
+                assert torch.equal(x, ema.model.state_dict()[name]), (update, name)
+    assert ema.model.scratch.tolist() == [7, 7]
+
+
+def test_ema_lists_a_model_once(monkeypatch):
+    model = network(0)
+    ema, calls = Ema(model), []
+    ema.update(model)
+    monkeypatch.setattr(nn.Module, "state_dict", lambda *_, **__: calls.append("state") or {})
+    monkeypatch.setattr(nn.Module, "modules", lambda *_: calls.append("modules") or iter(()))
+    before = model.head.stems[0].conv.weight.clone()
+    with torch.no_grad():
+        model.head.stems[0].conv.weight += 1
+    ema.update(model)
+    assert not calls
+    assert not torch.equal(ema.model.head.stems[0].conv.weight, before)
+
+
 def test_only_convolutions_and_linear_layers_decay():
     class Mixed(nn.Module):
         def __init__(self):

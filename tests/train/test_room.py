@@ -228,7 +228,7 @@ def test_a_step_without_memory_and_without_images_stops_as_ever(place, monkeypat
     loaded = micro()
     prepare(loaded)
     dying(0, torch.OutOfMemoryError("CUDA out of memory"), monkeypatch)
-    with pytest.raises(ValueError, match="does not fit into GPU memory"):
+    with pytest.raises(ValueError, match="does not fit into the GPU memory that is free"):
         stage.fit(loaded, run(TEACHER), "test")
 
 

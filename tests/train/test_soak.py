@@ -14,13 +14,13 @@ from micro import micro, prepare, run
 
 from fsd.evaluate.stage import evaluate
 from fsd.experiment.params import TEACHER
-from fsd.train import checkpoint, stage
+from fsd.train import checkpoint, saver, stage
 
 METHOD = "mgd"  # has adapters, a generator and random masks: all kinds of state
 FORK = multiprocessing.get_context("forkserver")
 # With what a training loads late: a process that is killed while it loads tests nothing.
 FORK.set_forkserver_preload(["fsd.train.stage", "fsd.evaluate.stage", "pytest", "torchvision.ops"])
-CLOCKED = ("images_per_s", "wait_share", "seconds")
+CLOCKED = ("images_per_s", "wait_share", "seconds", "save_s")
 
 
 def _alone(folder: Path) -> None:
@@ -29,9 +29,10 @@ def _alone(folder: Path) -> None:
     stage.tracking._off[:] = ["tests"]
 
 
-def _train(folder: Path, dies_at: tuple[str, int] | None) -> None:
+def _train(folder: Path, dies_at: tuple[str, int] | None, save_every: float = 0.0) -> None:
     """Train in this process; it dies before or after its n-th rename, or halfway into a save."""
     _alone(folder)
+    saver.EVERY_S = save_every  # seconds; a minute is longer than the whole training
     if dies_at:
         _arm(*dies_at)
     stage.fit(micro(), run(METHOD), "test")
@@ -131,7 +132,9 @@ def _killed_at_random(start, folder: Path, draw: random.Random) -> int:
     source, seconds, undisturbed = start
     _copy(source, folder)
     kills = 0
-    while _call(_train, folder, None, after=draw.uniform(0.1, 1.1) * seconds) != 0:
+    # Every epoch's state is on the disk, or that of some.
+    save_every = draw.choice((0.0, 0.2 * seconds))
+    while _call(_train, folder, None, save_every, after=draw.uniform(0.1, 1.1) * seconds) != 0:
         kills += 1
     assert Outcome(folder) == undisturbed
     return kills

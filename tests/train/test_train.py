@@ -3,7 +3,10 @@
 import dataclasses
 import json
 import os
+import shutil
 import threading
+import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from micro import micro, prepare, run
 from fsd.experiment import runs
 from fsd.experiment.params import TEACHER
 from fsd.models.build import load_detector
+from fsd.models.head import Head
 from fsd.train import checkpoint, loop, run_store, stage
 
 
@@ -35,7 +39,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def log(which: runs.Run) -> list[dict]:
     """The log without what depends on the clock."""
     lines = (which.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    clocked = ("images_per_s", "wait_share", "seconds")
+    clocked = ("images_per_s", "wait_share", "seconds", "save_s")
     return [{k: v for k, v in json.loads(line).items() if k not in clocked} for line in lines]
 
 
@@ -72,6 +76,22 @@ def test_a_resumed_run_is_the_undisturbed_run(tmp_path, monkeypatch):
     assert same(broken[0], weights(run("fsd_release")))
     assert broken[1] == log(run("fsd_release"))
     assert [line["epoch"] for line in broken[1]] == [1, 2, 3, 4]
+
+
+def test_switches_of_the_process_are_set_and_recorded(monkeypatch):
+    cudnn = torch.backends.cudnn
+    for wanted in (True, False):
+        cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = True, not wanted, True
+        loaded = micro(compute={"deterministic": wanted})
+        if wanted:
+            prepare(loaded)
+        else:
+            shutil.rmtree("results")
+        stage.fit(loaded, run("baseline"), "test")
+        assert cudnn.conv.fp32_precision == "ieee" and not cudnn.allow_tf32
+        assert (cudnn.deterministic, cudnn.benchmark) == (wanted, False)
+        made = json.loads((run("baseline").folder / "provenance.json").read_text())
+        assert made["segments"][0]["compute"]["deterministic"] is wanted
 
 
 def test_a_finished_run_does_nothing_and_an_export_comes_back(capsys):
@@ -170,6 +190,76 @@ def test_the_loss_falls_on_eight_images():
     stage.fit(loaded, run(TEACHER), "test")
     losses = [line["loss"] - line["terms"].get("det/l1", 0) for line in log(run(TEACHER))]
     assert np.mean(losses[-3:]) < 0.85 * losses[0]
+
+
+@pytest.mark.parametrize("compiled", ["off", "kernels"])
+def test_a_teacher_computes_its_head_only_where_the_method_looks_at_it(monkeypatch, compiled):
+    monkeypatch.setitem(stage.compiled.OPTIONS, "kernels", {"backend": "eager"})
+    changes = {"methods__crosskd__loc_weight": 0.0, "compute": {"compile_teacher": compiled}}
+    loaded = micro(**changes)
+    prepare(loaded)
+    stage.fit(loaded, run(TEACHER), "test")
+    real, taught = Head.finish, []
+
+    def watching(head, *maps):
+        taught.append(not any(p.requires_grad for p in head.parameters()))
+        return real(head, *maps)
+
+    monkeypatch.setattr(Head, "finish", watching)
+    used = {}
+    for method in ("cwd", "fsd_release", "crosskd"):
+        torch._dynamo.reset()
+        taught.clear()
+        stage.fit(loaded, run(method), "test")
+        used[method] = any(taught)
+        assert not all(taught)
+    assert used == {"cwd": False, "fsd_release": False, "crosskd": True}
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("method", ["mimic", "fsd_release", "shuffled"])
+def test_a_teacher_without_its_head_teaches_the_same_bit_for_bit(monkeypatch, method):
+    entry = {"distill": "mimic", "site": "neck", "weight": 1.0, "teacher": "shuffled"}
+    loaded = micro(methods__shuffled=entry)
+    prepare(loaded)
+    stage.fit(loaded, run(TEACHER), "test")
+    found = []
+    for whole in (False, True):
+        if whole:
+            monkeypatch.setattr(stage, "up_to", lambda network, site: network)
+        stage.fit(loaded, run(method), "test")
+        found.append((weights(run(method)), log(run(method))))
+        shutil.rmtree(run(method).folder)
+        shutil.rmtree(store(loaded, method))
+    assert same(found[0][0], found[1][0]) and found[0][1] == found[1][1]
+
+
+def store(loaded, method: str) -> Path:
+    """The folder of a method's store."""
+    plan, facts = runs.resolve(loaded, run(method)), stage.manifest(stage.DATA, "micro")
+    return run_store.open_store(plan, facts, run_store.teacher_key("micro")).folder
+
+
+@pytest.mark.parametrize("method", ["mimic", "crosskd"])
+def test_the_teacher_that_is_not_folded_is_freed_before_the_first_epoch(monkeypatch, method):
+    loaded = micro()
+    prepare(loaded)
+    stage.fit(loaded, run(TEACHER), "test")
+    real_build, real_epoch, seen, alive = stage.build, loop.train_epoch, [], []
+
+    def building(plan):
+        parts = real_build(plan)
+        seen.append(weakref.ref(parts.teacher))
+        return parts
+
+    def training(*arguments, **named):
+        alive.append(seen[0]() is not None)
+        return real_epoch(*arguments, **named)
+
+    monkeypatch.setattr(stage, "build", building)
+    monkeypatch.setattr(stage, "train_epoch", training)
+    stage.fit(loaded, run(method), "test")
+    assert alive == [False] * 4
 
 
 def test_methods_of_a_seed_start_from_the_same_student_and_seeds_differ():
