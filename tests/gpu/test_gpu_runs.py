@@ -10,13 +10,14 @@ import torch
 from gpu_cases import before_epoch, differing, fit, forget, stop
 from micro import micro, prepare, run
 
+from fsd import devices
 from fsd.data.store import open_split
 from fsd.evaluate import stage as evaluation
 from fsd.evaluate.complexity import cost
 from fsd.evaluate.inference import predict
 from fsd.experiment.params import TEACHER
 from fsd.models.yolox import YOLOX
-from fsd.train import controls, devices, stage
+from fsd.train import controls, stage
 
 # Validated, as an epoch that is neither the last nor validated may leave no state to continue from.
 CHANGES = {
