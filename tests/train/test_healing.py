@@ -158,3 +158,43 @@ def test_a_damaged_state_is_put_aside_and_the_one_before_it_used(tree, monkeypat
     after = torch.load(run("cwd").folder / "weights.pt", weights_only=True)["model"]
     assert all(torch.equal(after[name], value) for name, value in reference.items())
     assert not list(state.parent.glob("*last.pt"))
+
+
+def test_an_edited_loss_without_a_raised_version_is_told(tree, monkeypatch):
+    """Somebody doubles a term and forgets SCHEMA_VERSION: keys are the same, and everybody says so."""
+    from fsd.cli import inspect
+    from fsd.experiment import code, runs
+    from fsd.report import notes
+    from fsd.report.collect import collect
+    from fsd.train import explain
+
+    for method in (TEACHER, "cwd"):
+        evaluate(micro(), run(method))
+    (tree / "results/plan/micro/cwd").mkdir(parents=True)
+    run("cwd").plan.write_text("{}")
+    assert "other code" not in explain.standing(micro(), run("cwd")).why
+    real = code._source
+
+    def edited(name):
+        source = real(name)
+        return (
+            source.replace("self.weight *", "2 * self.weight *")
+            if name == "fsd.distill.cwd"
+            else source
+        )
+
+    assert real("fsd.distill.cwd") != edited("fsd.distill.cwd")
+    monkeypatch.setattr(code, "_source", edited)
+    code.module_hash.cache_clear()
+    try:
+        assert "made by other code than is here now: fsd.distill.cwd" in (
+            explain.standing(micro(), run("cwd")).why
+        )
+        finished, _ = collect(micro(), [run(TEACHER), run("cwd")])
+        (note,) = [text for text in notes._code(finished) if "other code" in text]
+        assert note.startswith("WARNING") and "micro/cwd/0 (changed since: fsd.distill.cwd)" in note
+        chosen = runs.Experiment(name="mine", datasets=["micro"], methods=["cwd"], seeds=[0])
+        with pytest.raises(inspect.typer.Exit):
+            inspect._made_by_other_code(micro(), chosen)
+    finally:
+        code.module_hash.cache_clear()
