@@ -1,6 +1,6 @@
 """Speed and memory of the heavy distillation losses: ours beside the formulas written plainly.
 
-    python benchmarks/losses.py [--rounds N] [--threads N] [--json FILE] [method ...]
+    python benchmarks/losses.py [--rounds N] [--threads N] [--json FILE] [--count] [method ...]
 
 One training step's worth, forward and backward, with the sizes of YOLOX-l teaching YOLOX-s at 640 px:
 16 images, 128 and 256 channels, maps of 80, 40 and 20 cells, four boxes per image. The plain side is
@@ -9,18 +9,25 @@ parameters, in the same process, in turn with ours. `fsd` is compared with the r
 all others both sides must first give the same loss.
 Figures are plain time over ours, of the least disturbed round of each side; `_peak_gib` is the
 largest resident memory of a fresh process that makes one step with all its inputs.
+
+--count times nothing: it prints launches and bytes of a step as a GPU would see them, by the plain formula
+and ours, of maps after alignment (256 channels on both sides), as both sides align alike. No GPU is
+needed: torch's operations are counted as they run here, fused kernels by their own account.
 """
 
 import multiprocessing
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from common import Compared, Laps, alternate, finish, now, options, prepare, show
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
-import plain_losses as plain  # isort: skip  (common.py says where it is)
+import plain_losses as plain  # isort: skip  (common.py says where they are)
+import traffic  # isort: skip
 
 from fsd import distill
 from fsd.distill.base import Distiller
@@ -39,7 +46,7 @@ CONFIGS = {
 class Step:
     """Inputs of one training step, a distiller, and both ways to compute its loss."""
 
-    def __init__(self, method: str):
+    def __init__(self, method: str, channels: tuple[int, int] = CHANNELS):
         generator = torch.Generator().manual_seed(0)
         torch.manual_seed(0)
 
@@ -48,15 +55,15 @@ class Step:
             return [torch.randn(shape, generator=generator).abs_() for shape in shapes]
 
         self.method, self.config = method, CONFIGS[method]
-        self.student = [x.requires_grad_() for x in maps(CHANNELS[0])]
-        self.teacher = maps(CHANNELS[1])
+        self.student = [x.requires_grad_() for x in maps(channels[0])]
+        self.teacher = maps(channels[1])
         size = (24 * (400 / 24) ** torch.rand(IMAGES, BOXES, 2, generator=generator)).round()
         centre = (torch.rand(IMAGES, BOXES, 2, generator=generator) * SIDE).round()
         boxes = torch.cat((centre - size / 2, centre + size / 2), -1).clamp(0, SIDE)
         self.targets = Targets(boxes, torch.zeros(IMAGES, BOXES, dtype=torch.long))
         levels = len(GRIDS)
         self.distiller: Distiller = distill.build(
-            self.config, [CHANNELS[0]] * levels, [CHANNELS[1]] * levels
+            self.config, [channels[0]] * levels, [channels[1]] * levels
         )
 
     def ours(self) -> Tensor:
@@ -84,10 +91,14 @@ class Step:
         weights["relation"] = config.get("lam", config.get("relation_weight"))
         return sum(weights[name] * value for name, value in terms.items())
 
-    def run(self, loss: Callable[[], Tensor]) -> Laps:
-        """Forward and backward; returns their seconds and keeps the loss."""
+    def forget(self) -> None:
+        """The last step's gradients."""
         for leaf in (*self.student, *self.distiller.parameters()):
             leaf.grad = None
+
+    def run(self, loss: Callable[[], Tensor]) -> Laps:
+        """Forward and backward; returns their seconds and keeps the loss."""
+        self.forget()
         start = now()
         value = loss()
         middle = now()
@@ -106,6 +117,29 @@ def compare(method: str, rounds: int) -> dict[str, Compared]:
     return alternate(
         lambda: step.run(step.plainly), lambda: step.run(step.ours), rounds=rounds, warmup=0
     )
+
+
+def count(methods: Sequence[str]) -> dict[str, float]:
+    """Launches and gigabytes of each method and side, shown and returned."""
+    figures: dict[str, float] = {}
+    table = Table("", title="forward and backward of the loss, after alignment")
+    for head in ("plain launches", "GB", "ours, no Triton", "GB", "ours, fused", "GB"):
+        table.add_column(head, justify="right")
+    for method in methods:
+        step, cells = Step(method, (CHANNELS[1],) * 2), []
+        for side, loss, kernels in (
+            ("_plain", step.plainly, False),
+            ("_groups", step.ours, False),
+            ("_fused", step.ours, True),
+        ):
+            step.forget()
+            found = traffic.of_step(loss, kernels)
+            figures[f"{method}{side}_launches"] = found.launches
+            figures[f"{method}{side}_gb"] = found.bytes / 1e9
+            cells += [str(found.launches), f"{found.bytes / 1e9:.1f}"]
+        table.add_row(method, *cells)
+    Console().print(table)
+    return figures
 
 
 def peak_gib(method: str, plainly: bool, threads: int) -> float:
@@ -128,10 +162,14 @@ def peaks(method: str, threads: int) -> dict[str, float]:
 def main() -> None:
     parser = options(__doc__, rounds=5)
     parser.add_argument("method", nargs="*", default=tuple(CONFIGS), help=", ".join(CONFIGS))
+    parser.add_argument("--count", action="store_true", help="launches and bytes, no timing")
     args = parser.parse_args()
     if not set(args.method) <= set(CONFIGS):
         parser.error(f"unknown method among {args.method}: choose from {', '.join(CONFIGS)}")
     prepare(args)
+    if args.count:
+        finish(args.json, count(args.method))
+        return
     figures: dict[str, float] = {}
     for method in args.method:  # first, as a process counts its parent's largest memory as its own
         figures |= peaks(method, args.threads)

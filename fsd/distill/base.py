@@ -60,7 +60,7 @@ class Distiller(nn.Module):
         terms = {}
         for index, (s, t) in enumerate(zip(student, teacher, strict=True)):
             with torch.autocast(s.device.type, enabled=False):
-                level = self.level(index, at_least_float32(s), at_least_float32(t.detach()), scene)
+                level = self.level(index, _as_rows(s), _as_rows(t.detach()), scene)
             terms |= {f"{method}/{term}/p{3 + index}": value for term, value in level.items()}
         return terms
 
@@ -128,6 +128,13 @@ def alignment(student_channels: int, teacher_channels: int, bias: bool = True) -
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precisions up to float32; float32 and float64 as they are."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """At least float32; what is cast on a GPU has each channel's map in one piece, in the same pass."""
+    if x.is_cuda and x.dtype not in (torch.float32, torch.float64):
+        return x.to(torch.float32, memory_format=torch.contiguous_format)
+    return at_least_float32(x)
 
 
 def positive(**numbers: float) -> None:

@@ -1,4 +1,7 @@
-"""The fused kernels' numbers: run by test_fused.py in a process where Triton interprets them."""
+"""The fused kernels' numbers: run by test_fused.py in a process where Triton interprets them.
+
+The interpreter needs some seconds for a loss of a few hundred cells, so most of it is marked slow.
+"""
 
 import os
 from collections.abc import Iterator
@@ -7,20 +10,21 @@ import golden_distill
 import plain_losses as plain
 import pytest
 import torch
-from distill_cases import Bench, scene
+from distill_cases import GRIDS, Bench, scene
 from places import GOLDEN
 from triton.runtime.interpreter import InterpreterBuilder
 
 from fsd.distill.base import Scene
-from fsd.distill.kernels import fused, fused_branch, fused_focal, fused_kl, masks
+from fsd.distill.kernels import focus, fused, fused_branch, fused_focal, fused_kl, kl, masks
 from fsd.distill.kernels.kl import divergence
 from fsd.distill.kernels.settings import MaskRule, Settings
 from fsd.types import Targets
 
-METHODS = [
-    *("cwd", "cwd_raw", "cwd_paper", "norm_cwd", "fgd", "fsd_gen", "fsd_release", "fsd"),
-    *("fsd_released_ring", "fsd_no_ring", "fsd_no_masks", "fsd_image", "fsd_raw"),
-    "fsd_no_attention",
+slow = pytest.mark.slow
+METHODS = ["cwd", "fsd"]
+VARIANTS = [
+    *("cwd_raw", "cwd_paper", "norm_cwd", "fgd", "fsd_gen", "fsd_release", "fsd_released_ring"),
+    *("fsd_no_ring", "fsd_no_masks", "fsd_image", "fsd_raw", "fsd_no_attention"),
 ]
 
 
@@ -73,30 +77,35 @@ def agree(bench: Bench, monkeypatch: pytest.MonkeyPatch, rtol: float, share: flo
         torch.testing.assert_close(one.double(), other, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_terms_and_gradients(name: str, monkeypatch: pytest.MonkeyPatch):
-    agree(Bench(name).fill(), monkeypatch, rtol=1e-10, share=1e-10)
-
-
-@pytest.mark.parametrize("name", ["cwd", "norm_cwd", "fgd", "fsd", "fsd_release"])
-def test_in_float32(name: str, monkeypatch: pytest.MonkeyPatch):
-    bench = Bench(name).fill()
+def single(name: str) -> Bench:
+    bench = Bench(name, images=2).fill()
     bench.distiller.float()
     bench.student = [x.float() for x in bench.student]
     bench.teacher = [x.float() for x in bench.teacher]
-    agree(bench, monkeypatch, rtol=1e-5, share=1e-5)
+    return bench
+
+
+@pytest.mark.parametrize("name", METHODS + [pytest.param(name, marks=slow) for name in VARIANTS])
+def test_terms_and_gradients(name: str, monkeypatch: pytest.MonkeyPatch):
+    agree(Bench(name, images=2).fill(), monkeypatch, rtol=1e-10, share=1e-10)
+
+
+@slow
+@pytest.mark.parametrize("name", ["cwd", "norm_cwd", "fgd", "fsd", "fsd_release"])
+def test_in_float32(name: str, monkeypatch: pytest.MonkeyPatch):
+    agree(single(name), monkeypatch, rtol=1e-5, share=1e-5)
 
 
 def empty(bench: Bench) -> None:
-    bench.targets = Targets(torch.zeros(3, 0, 4), torch.zeros(3, 0, dtype=torch.long))
+    bench.targets = Targets(torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.long))
 
 
 def full(bench: Bench) -> None:
-    bench.targets = scene(3, [(0, 0, 96, 64)])
+    bench.targets = scene(2, [(0, 0, 96, 64)])
 
 
 def outside(bench: Bench) -> None:
-    bench.targets = scene(3, [(-30, -20, 10, 12), (80, 50, 140, 90), (200, 200, 220, 230)])
+    bench.targets = scene(2, [(-30, -20, 10, 12), (80, 50, 140, 90), (200, 200, 220, 230)])
 
 
 def one_image(bench: Bench) -> None:
@@ -104,10 +113,8 @@ def one_image(bench: Bench) -> None:
     bench.targets = scene(1)
 
 
-def zeros(bench: Bench) -> None:
-    bench.student, bench.teacher = (
-        [torch.zeros_like(x) for x in y] for y in (bench.student, bench.teacher)
-    )
+def constant_student(bench: Bench) -> None:
+    bench.student = [torch.zeros_like(x) for x in bench.student]
 
 
 def one_cell(bench: Bench) -> None:
@@ -122,17 +129,19 @@ def channels_last(bench: Bench) -> None:
     )
 
 
-SITUATIONS = [empty, full, outside, one_image, zeros, one_cell, channels_last]
+SITUATIONS = [empty, full, outside, one_image, constant_student, one_cell, channels_last]
 
 
+@slow
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda s: s.__name__)
 @pytest.mark.parametrize("name", ["cwd", "fgd", "fsd", "fsd_release"])
 def test_odd_inputs(name: str, situation, monkeypatch: pytest.MonkeyPatch):
-    bench = Bench(name).fill()
+    bench = Bench(name, images=2).fill()
     situation(bench)
     agree(bench, monkeypatch, rtol=1e-9, share=1e-9)
 
 
+@slow
 @pytest.mark.parametrize("shape", [(1, 1, 1, 7), (2, 3, 5, 13), (3, 2, 8, 8)])
 @pytest.mark.parametrize("eps", [0.0, 1e-5])
 @pytest.mark.parametrize("over", ["batch", "image", "none"])
@@ -160,6 +169,7 @@ def test_near_constant_channels_keep_their_precision():
     torch.testing.assert_close(single.double(), exact, rtol=1e-3, atol=0)
 
 
+@slow
 @pytest.mark.parametrize("ring", ["none", "released", "box"])
 @pytest.mark.parametrize("inclusive", [False, True])
 @pytest.mark.parametrize("clip", [False, True])
@@ -176,6 +186,22 @@ def test_masks(ring: str, inclusive: bool, clip: bool):
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=0)
 
 
+@slow
+@pytest.mark.parametrize("name", ["cwd", "fgd", "fsd"])
+def test_the_first_look_finds_them_in_order(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fused, "SAMPLE", (2, 5, 7))
+    looked = []
+
+    def either(key: object, quick: fused.Form, plain: fused.Form, *given: object) -> object:
+        looked.append(fused._agree(quick, plain, *given[:2], given[2] if len(given) > 2 else ()))
+        return plain(*given[:2])
+
+    for module in (focus, kl):
+        monkeypatch.setattr(module, "either", either)
+    Bench(name, images=2).fill().terms()
+    assert looked == [True] * len(GRIDS)
+
+
 REFERENCES = [
     (name, case, check)
     for name in ("fsd.npz", "fsd_noalign.npz", "fsd_scaled.npz", "fgd.npz", "cwd_mse.npz")
@@ -184,6 +210,7 @@ REFERENCES = [
 ]
 
 
+@slow
 @pytest.mark.parametrize(
     "check", [r[2] for r in REFERENCES], ids=["/".join(r[:2]) for r in REFERENCES]
 )
@@ -194,9 +221,14 @@ def test_equals_reference(check, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["cwd", "cwd_raw", "fgd", "fsd", "fsd_image", "fsd_gen", "fsd_release"]
+    "name",
+    ["fsd"]
+    + [
+        pytest.param(name, marks=slow)
+        for name in ("cwd", "cwd_raw", "fgd", "fsd_image", "fsd_gen", "fsd_release")
+    ],
 )
-def test_the_account_of_bytes_is_what_is_loaded_and_stored(name: str, monkeypatch):
+def test_the_account_of_bytes_is_what_is_loaded_and_stored(name: str, monkeypatch, launched):
     seen = [0]
 
     def counted(inner, mask_at: int):
@@ -213,15 +245,12 @@ def test_the_account_of_bytes_is_what_is_loaded_and_stored(name: str, monkeypatc
 
     def launch(kernel, grid, *args, moved, **constants):
         seen[0] = 0
+        launched.append(kernel.fn.__name__)
         fused.launch(kernel, grid, *args, moved=moved, **constants)
         if seen[0] != moved:
             wrong.append(f"{kernel.fn.__name__}: says {moved}, moves {seen[0]}")
 
     for module in (fused_branch, fused_focal, fused_kl):
         monkeypatch.setattr(module, "launch", launch)
-    bench = Bench(name).fill()
-    bench.distiller.float()
-    bench.student = [x.float() for x in bench.student]
-    bench.teacher = [x.float() for x in bench.teacher]
-    slopes(bench)
+    slopes(single(name))
     assert wrong == []

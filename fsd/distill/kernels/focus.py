@@ -62,6 +62,7 @@ def focal_terms(
         lambda s, t: [plain(parts, s, t, here(s))[name] for name in names],
         student,
         teacher,
+        tuple(parts.parameters()),
     )
     return dict(zip(names, found, strict=True))
 

@@ -53,12 +53,17 @@ def box_cells(scene: Scene, grid: tuple[int, int], dtype: torch.dtype, clip: boo
     far edges too.
     """
     (height, width), (scale_y, scale_x), (rows, columns) = scene.image_size, scene.scale, grid
+    far_y, far_x = height * scale_y, width * scale_x
+    # tensors: by a plain number a GPU does not divide, it multiplies by the rounded inverse
+    height, width, scale_y, scale_x = (
+        scene.boxes.new_full((), n, dtype=dtype) for n in (height, width, scale_y, scale_x)
+    )
     x1, y1, x2, y2 = scene.boxes.to(dtype).clamp(min=0).unbind(-1)
-    wide = x2.clamp(max=width * scale_x) > x1
-    high = y2.clamp(max=height * scale_y) > y1
+    wide = x2.clamp(max=far_x) > x1
+    high = y2.clamp(max=far_y) > y1
     if clip:
-        x1, x2 = x1.clamp(max=width * scale_x), x2.clamp(max=width * scale_x)
-        y1, y2 = y1.clamp(max=height * scale_y), y2.clamp(max=height * scale_y)
+        x1, x2 = x1.clamp(max=far_x), x2.clamp(max=far_x)
+        y1, y2 = y1.clamp(max=far_y), y2.clamp(max=far_y)
     # in this order: a box edge exactly on a cell's boundary must stay there
     x1, x2 = x1 / width * columns / scale_x, x2 / width * columns / scale_x
     y1, y2 = y1 / height * rows / scale_y, y2 / height * rows / scale_y
