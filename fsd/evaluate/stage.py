@@ -34,12 +34,12 @@ def evaluate(params: Params, run: Run) -> dict[str, Any]:
     if not weights.exists():
         stage = "teacher" if run.is_teacher else "train"
         raise ValueError(f"{run.name} is not trained: {weights} is missing; run `fsd {stage}`")
+    on = devices.pick(console.print, per_device=params.compute.trainings_per_gpu)
     made = records.made(run)
     model, _ = load_detector(weights, made["weights_sha256"])
     split = open_split(DATA, run.dataset, "test")
     dataset = params.datasets[run.dataset]
     recipe = params.recipes[dataset.recipe]
-    on = devices.pick(console.print, per_device=params.compute.trainings_per_gpu)
     with progress(f"{run.name} test images") as update:
         found = predict(
             model.to(on),

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from fsd.files import DamagedError
 from fsd.models.inputs import Normalise
 from fsd.models.precision import ieee_float32
 from fsd.models.weights import load_state, read_content
@@ -35,7 +36,12 @@ def load_detector(path: Path, expected: str | None = None) -> tuple[nn.Sequentia
     file that is damaged, another one than expected, or no weights.pt of this project.
     """
     ieee_float32()
-    content = read_content(path, expected)
+    try:
+        content = read_content(path, expected)
+    except DamagedError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{path} is not a weights.pt of a run of this project") from error
     try:
         meta = content["meta"]
         size = meta["network"]["size"] is None
