@@ -80,7 +80,12 @@ def _key(index: int) -> str:
 
 
 def usable() -> bool:
-    """Whether there is a GPU; ValueError where one is promised and torch cannot use it."""
+    """Whether there is a GPU; ValueError where one is promised and torch cannot use it.
+
+    FSD_DEVICE=cpu asks for the CPU also where a scheduler sets CUDA_VISIBLE_DEVICES.
+    """
+    if os.environ.get("FSD_DEVICE") == "cpu":
+        return False
     if torch.cuda.is_available():
         return True
     count, by = gpus.offer()
@@ -96,7 +101,7 @@ def usable() -> bool:
             "install a newer driver or a torch for an older CUDA, name GPUs that are there"
         )
     raise ValueError(
-        f"{by} promises a GPU, but {fault}, or set CUDA_VISIBLE_DEVICES= (empty) to compute on the CPU"
+        f"{by} promises a GPU, but {fault}, or set FSD_DEVICE=cpu to compute on the CPU"
     )
 
 

@@ -233,6 +233,14 @@ def test_predict_and_cost_pick_a_device(monkeypatch, tmp_path, use):
         use(path)
 
 
+def test_who_asks_for_the_cpu_gets_it_whatever_is_promised(machine, monkeypatch):
+    machine(1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("FSD_DEVICE", "cpu")
+    assert devices.pick() == torch.device("cpu")
+
+
 @pytest.mark.parametrize("stage", ["train", "teacher", "evaluate"])
 def test_the_stages_end_with_that_sentence_and_exit_code_2(
     machine, monkeypatch, tmp_path, capsys, stage
