@@ -196,7 +196,7 @@ def test_a_gpu_that_is_promised_and_cannot_be_used_is_no_cpu(machine, monkeypatc
     said = str(caught.value)
     assert by in said and "\n" not in said
     assert f"torch {torch.__version__} for CUDA 13.0" in said and "driver 535.104.05:" in said
-    assert "set CUDA_VISIBLE_DEVICES= (empty)" in said
+    assert "set FSD_DEVICE=cpu" in said
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(ValueError, match="is built without CUDA"):
         box.start(**environment)
